@@ -55,9 +55,7 @@ class LayerSettings:
             if not value:
                 raise SettingsInvalid(f"{name} must be set")
         _check_range(PORT, self.port, 1, 65535)
-        _check_range(
-            CONNECT_TIMEOUT_SECONDS, self.connect_timeout_seconds, SHORTEST_CONNECT_TIMEOUT_SECONDS, 60
-        )
+        _check_range(CONNECT_TIMEOUT_SECONDS, self.connect_timeout_seconds, SHORTEST_CONNECT_TIMEOUT_SECONDS, 60)
         _check_range(DEADLINE_MARGIN_MS, self.deadline_margin_ms, 0, 60_000)
         if self.sslmode not in SSLMODES:
             raise SettingsInvalid(f"{SSLMODE} must be one of {', '.join(SSLMODES)}, got {self.sslmode!r}")
@@ -69,9 +67,7 @@ class LayerSettings:
 
     def __repr__(self) -> str:
         """Show every field but the password: settings end up in logs and tracebacks."""
-        shown = ", ".join(
-            f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "password"
-        )
+        shown = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "password")
         return f"LayerSettings({shown})"
 
     @classmethod

@@ -22,6 +22,7 @@ CLIENT_TLS_MODES = ("require", "disable")
 # PgBouncer's ini has no escape for these, and every name of ours goes into it.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.$-]*")
 HOST_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
+RESERVED_NAMES = ("pgbouncer", "emberpool_agent")
 LONGEST_SERVER_PASSWORD_BYTES = 2047  # PgBouncer 1.24 and 1.25 fail on longer ones
 
 
@@ -87,8 +88,10 @@ class ProxySettings:
     def _check_secrets(self) -> None:
         for name in ("database_password", "client_password"):
             value = getattr(self, name)
-            if not value or "\n" in value or "\0" in value:
-                raise SettingsInvalid(f"{variable(name)} must be set and be one line (its value is not shown)")
+            if not value or not value.isascii() or not value.isprintable():
+                raise SettingsInvalid(
+                    f"{variable(name)} must be set and hold printable ASCII only (its value is not shown)"
+                )
         if len(self.database_password.encode()) > LONGEST_SERVER_PASSWORD_BYTES:
             raise SettingsInvalid(
                 f"{variable('database_password')} must have at most {LONGEST_SERVER_PASSWORD_BYTES} bytes, "
@@ -100,6 +103,11 @@ class ProxySettings:
             raise SettingsInvalid(
                 f"{variable('client_user')} must differ from {variable('database_user')}, got {self.client_user!r} "
                 "for both: the database's own user never logs in at the proxy"
+            )
+        if self.database_name in RESERVED_NAMES or self.client_user in RESERVED_NAMES:
+            raise SettingsInvalid(
+                f"{variable('database_name')} and {variable('client_user')} must not be one of "
+                f"{', '.join(RESERVED_NAMES)}: those are the admin console's"
             )
         if self.client_port == self.health_port:
             raise SettingsInvalid(

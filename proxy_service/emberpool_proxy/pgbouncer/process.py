@@ -1,0 +1,128 @@
+"""Runs one PgBouncer process: start, wait until it answers, stop. Restarting it is the supervisor's."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import signal
+from collections import deque
+from pathlib import Path
+
+import psycopg
+
+from emberpool_proxy.errors import PgbouncerUnusable
+from emberpool_proxy.log import relay_pgbouncer_line
+from emberpool_proxy.pgbouncer.admin import AdminConsole
+from emberpool_proxy.pgbouncer.config import INI_FILE
+from emberpool_proxy.pgbouncer.run_folder import RunFolder
+from emberpool_proxy.settings import ProxySettings
+
+OLDEST_VERSION = (1, 24)  # SHUTDOWN WAIT_FOR_SERVERS, prepared statements and the security fixes we rely on
+START_SECONDS = 10.0
+PROBE_SECONDS = 0.02
+KEPT_LOG_LINES = 20
+
+
+async def find_program(settings: ProxySettings) -> Path:
+    """Return the path of a PgBouncer that is new enough.
+
+    Raises PgbouncerUnusable when it is missing, cannot be run or is older than OLDEST_VERSION.
+    """
+    found = shutil.which(settings.pgbouncer_path)
+    if not found:
+        raise PgbouncerUnusable(
+            f"PgBouncer was not found at {settings.pgbouncer_path!r}; install it or set EMBERPOOL_PROXY_PGBOUNCER_PATH"
+        )
+    process = await asyncio.create_subprocess_exec(
+        found, "--version", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output = (await process.communicate())[0].decode(errors="replace")
+    match = re.search(r"PgBouncer (\d+)\.(\d+)", output)
+    if not match:
+        raise PgbouncerUnusable(f"{found} --version did not name a version: {output.strip()[:200]!r}")
+    version = (int(match[1]), int(match[2]))
+    if version < OLDEST_VERSION:
+        raise PgbouncerUnusable(
+            f"PgBouncer {match[1]}.{match[2]} at {found} is too old; {OLDEST_VERSION[0]}.{OLDEST_VERSION[1]} "
+            "or newer is needed"
+        )
+    return Path(found)
+
+
+class PgbouncerProcess:
+    """One PgBouncer child. It dies with us: it is started with a parent-death signal."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._last_lines: deque[str] = deque(maxlen=KEPT_LOG_LINES)
+        self._relay = asyncio.create_task(self._relay_log(), name="pgbouncer-log")
+
+    @classmethod
+    async def start(cls, program: Path, folder: RunFolder) -> PgbouncerProcess:
+        """Start PgBouncer on the rendered files of `folder`; it may not answer yet."""
+        # SIGINT lets running transactions end, should this agent be killed.
+        command = ["setpriv", "--pdeathsig", "INT"]
+        if folder.owner:
+            command += [f"--reuid={folder.owner.pw_uid}", f"--regid={folder.owner.pw_gid}", "--clear-groups"]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            "--",
+            str(program),
+            str(folder.path / INI_FILE),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C at the terminal is the agent's to handle
+            env={"LC_ALL": "C"},  # none of our secrets
+        )
+        return cls(process)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    async def open_console(self, settings: ProxySettings, agent_password: str) -> AdminConsole:
+        """Wait until the console answers and return it.
+
+        Raises PgbouncerUnusable, with PgBouncer's last lines, when it ends first or stays silent.
+        """
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while self._process.returncode is None:
+                    try:
+                        return await AdminConsole.open(settings.run_folder, settings.client_port, agent_password)
+                    except psycopg.OperationalError:
+                        await asyncio.sleep(PROBE_SECONDS)
+        except TimeoutError:
+            raise PgbouncerUnusable(
+                f"PgBouncer did not answer within {START_SECONDS:g} s; {self._log_tail()}"
+            ) from None
+        await self._relay
+        raise PgbouncerUnusable(
+            f"PgBouncer ended at start with exit code {self._process.returncode}; {self._log_tail()}"
+        )
+
+    async def wait(self) -> int:
+        """Wait until the process has ended and its log was relayed; return its exit code."""
+        code = await self._process.wait()
+        await self._relay
+        return code
+
+    def kill(self) -> None:
+        """End the process at once; what runs in it is lost."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGKILL)
+
+    async def _relay_log(self) -> None:
+        assert self._process.stderr is not None  # noqa: S101 (it was started with a pipe)
+        while raw := await self._process.stderr.readline():
+            line = raw.decode(errors="replace").rstrip()
+            self._last_lines.append(line)
+            relay_pgbouncer_line(line)
+
+    def _log_tail(self) -> str:
+        # PgBouncer repeats the cause as its last FATAL or ERROR line; the rest is start-up chatter.
+        causes = [line for line in self._last_lines if re.search(r"\b(FATAL|ERROR)\b", line)]
+        return f"its last words: {(causes or list(self._last_lines) or ['none'])[-1]}"
