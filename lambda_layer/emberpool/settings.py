@@ -59,6 +59,11 @@ class LayerSettings:
         _check_range(DEADLINE_MARGIN_MS, self.deadline_margin_ms, 0, 60_000)
         if self.sslmode not in SSLMODES:
             raise SettingsInvalid(f"{SSLMODE} must be one of {', '.join(SSLMODES)}, got {self.sslmode!r}")
+        if self.sslmode.startswith("verify-") and not self.sslrootcert:
+            raise SettingsInvalid(
+                f"{SSLROOTCERT} must name the CA's file when {SSLMODE} is {self.sslmode}; "
+                "use require to encrypt without verifying"
+            )
         if (self.password is None) == (self.secret_arn is None):
             raise SettingsInvalid(
                 f"set exactly one of {SECRET_ARN} (Secrets Manager) and {PASSWORD} (local use), "

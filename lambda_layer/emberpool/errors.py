@@ -1,0 +1,47 @@
+"""The errors of the layer, each named by what the caller should do.
+
+psycopg.OperationalError
+    EmberpoolError
+        ConnectionUnavailable   retry the invocation later: no connection could be opened, nothing has run
+        PoolBusy                retry the invocation later: every server connection stayed busy, nothing has run
+        SecretUnavailable       mend the secret or the permission to read it
+        DeadlineTooClose        give the function more time: nothing has run
+        CommitOutcomeUnknown    find out by the data whether it was committed before repeating
+        TransactionAborted      wrap the statement that may fail in `with connection.transaction():`
+SettingsInvalid (in settings, a ValueError)   mend the variable that it names
+"""
+
+from __future__ import annotations
+
+import psycopg
+
+
+class EmberpoolError(psycopg.OperationalError):
+    """Base of all errors of the layer; a psycopg.OperationalError, so that an `except` you have still works."""
+
+
+class ConnectionUnavailable(EmberpoolError):  # noqa: N818 (named by what to do)
+    """No connection could be opened; nothing of the handler's has run. Retry later."""
+
+
+class PoolBusy(EmberpoolError):  # noqa: N818 (named by what to do)
+    """All server connections stayed busy for the proxy's whole `query_wait`; nothing has run. Retry later."""
+
+
+class SecretUnavailable(EmberpoolError):  # noqa: N818 (named by what to do)
+    """The secret with the password cannot be read or has another shape. Mend it or the permission to read it."""
+
+
+class DeadlineTooClose(EmberpoolError):  # noqa: N818 (named by what to do)
+    """Too little of the invocation's time is left to start; nothing has run. Give the function more time."""
+
+
+class CommitOutcomeUnknown(EmberpoolError):  # noqa: N818 (named by what to do)
+    """The connection was lost during COMMIT. Find out by the data whether it was committed before repeating."""
+
+
+class TransactionAborted(EmberpoolError):  # noqa: N818 (named by what to do)
+    """The handler returned after a failed statement: its transaction was rolled back, so nothing was kept.
+
+    Wrap a statement that may fail in `with connection.transaction():` to keep the rest.
+    """
