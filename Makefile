@@ -1,0 +1,72 @@
+# Every command of the project. Each works on a clean checkout: what it needs is installed first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .venv/bin
+
+.PHONY: help
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+
+.PHONY: local dev node
+local:
+	@tools/prepare local
+dev:
+	@tools/prepare dev
+node:
+	@tools/prepare node
+
+.PHONY: demo
+demo: local ## show the problem and the cure on this machine (ARGS="--json" …)
+	@$(BIN)/emberpool demo $(ARGS)
+
+.PHONY: up
+up: local ## run PostgreSQL and the proxy here until Ctrl-C (ARGS="--proxy-port 6432" …)
+	@$(BIN)/emberpool up $(ARGS)
+
+.PHONY: test
+test: dev node ## run every test (ARGS="-k budget" …)
+	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+.PHONY: lint
+lint: dev ## check style, formatting, imports and shell scripts
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports --no-cache
+	@bash -n tools/prepare requirements/compile .ci/run
+
+.PHONY: types
+types: dev ## check types (mypy, strict)
+	@$(BIN)/mypy
+
+.PHONY: format
+format: dev ## rewrite the code in the project's format
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: synth
+synth: dev node ## synthesize the CDK stacks into cdk.out (ARGS="-c database=existing" …)
+	@$(BIN)/emberpool synth $(ARGS)
+
+.PHONY: deploy-local
+deploy-local: dev node ## run the real cdk bootstrap and deploy against a simulated AWS on this machine
+	@$(BIN)/emberpool deploy-local $(ARGS)
+
+.PHONY: bench
+bench: dev ## measure against what a user would pick instead, as ratios
+	@$(BIN)/python benchmarks/warm_path.py $(ARGS)
+
+.PHONY: docs
+docs: dev ## write the generated pages of docs/ again
+	@$(BIN)/python docs/generate.py
+
+.PHONY: image
+image: dev ## build the proxy's container image (needs docker)
+	@$(BIN)/python -m emberpool_cdk.proxy_image $(ARGS)
+
+.PHONY: lock
+lock: dev ## resolve the dependencies again and write requirements/*.txt
+	@UV=$(BIN)/uv requirements/compile
+
+.PHONY: clean
+clean: ## remove everything that the commands above made in this folder
+	rm -rf .venv node_modules cdk.out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
