@@ -14,7 +14,7 @@ import psycopg
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
-from emberpool.credentials import Credentials
+from emberpool.credentials import Credentials, Login
 from emberpool.errors import ConnectionUnavailable, PoolBusy
 from emberpool.settings import LayerSettings
 
@@ -104,21 +104,27 @@ class WarmConnection:
         return _answers(connection, ANSWER_SECONDS)
 
     def _open(self) -> Connection:
+        login = self._credentials.login()
         try:
-            connection = self._connect()
+            connection = self._connect(login)
         except psycopg.OperationalError as error:
             if not (_is_login_failure(error) and self._credentials.can_change):
                 _raise_unavailable(self._settings, error)
-            self._credentials.forget()  # the password may have been rotated
-            try:
-                connection = self._connect()
-            except psycopg.OperationalError as second_error:
-                _raise_unavailable(self._settings, second_error)
+            connection = self._open_with_fresh_login()
         self._connection, self._pid, self._last_used = connection, os.getpid(), time.time()
         return connection
 
-    def _connect(self) -> Connection:
-        settings, login = self._settings, self._credentials.login()
+    def _open_with_fresh_login(self) -> Connection:
+        """Try once more with what the secret holds now: the password may have been rotated."""
+        self._credentials.forget()
+        login = self._credentials.login()
+        try:
+            return self._connect(login)
+        except psycopg.OperationalError as error:
+            _raise_unavailable(self._settings, error)
+
+    def _connect(self, login: Login) -> Connection:
+        settings = self._settings
         return psycopg.connect(
             host=settings.host,
             port=settings.port,
