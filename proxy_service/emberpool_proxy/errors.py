@@ -3,7 +3,7 @@
 ProxyError
     PgbouncerUnusable    install PgBouncer 1.24 or newer, or mend what its last log lines say
     RunFolderUnusable    give the proxy a folder that it can write
-    HealthPortTaken      free the port of the health checks or choose another
+    PortTaken            free the port that it names or choose another
 SettingsInvalid (in settings, a ValueError)   mend the variable that it names
 """
 
@@ -22,5 +22,5 @@ class RunFolderUnusable(ProxyError):  # noqa: N818 (named by what to do)
     """The folder for rendered files cannot be written or given to PgBouncer's user."""
 
 
-class HealthPortTaken(ProxyError):  # noqa: N818 (named by what to do)
-    """The port of the health checks cannot be listened on."""
+class PortTaken(ProxyError):  # noqa: N818 (named by what to do)
+    """A port of ours cannot be listened on."""

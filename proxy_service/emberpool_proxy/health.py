@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from emberpool_proxy.errors import HealthPortTaken
+from emberpool_proxy.errors import PortTaken
 from emberpool_proxy.settings import ProxySettings, variable
 
 HEALTH_PATH = "/healthz"
@@ -37,7 +37,7 @@ class Health:
 async def serve_health(settings: ProxySettings, health: Health) -> AsyncIterator[None]:
     """Answer health checks while the context is open.
 
-    Raises HealthPortTaken when another program listens on the port.
+    Raises PortTaken when another program listens on the port.
     """
     app = web.Application()
     app.router.add_get(
@@ -52,7 +52,7 @@ async def serve_health(settings: ProxySettings, health: Health) -> AsyncIterator
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
                 raise
-            raise HealthPortTaken(
+            raise PortTaken(
                 f"cannot listen on {settings.listen_host}:{settings.health_port} for health checks: "
                 f"{error.strerror}; end the program that uses it or set {variable('health_port')}"
             ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import time
 from collections import deque
 from pathlib import Path
@@ -15,14 +16,14 @@ from pathlib import Path
 import psycopg
 
 from emberpool_proxy.certificates import self_signed
-from emberpool_proxy.errors import PgbouncerUnusable, RunFolderUnusable
+from emberpool_proxy.errors import PgbouncerUnusable, PortTaken, RunFolderUnusable
 from emberpool_proxy.health import Health
 from emberpool_proxy.log import logger
 from emberpool_proxy.pgbouncer.admin import AdminConsole
 from emberpool_proxy.pgbouncer.config import CERTIFICATE_FILE, KEY_FILE, render
 from emberpool_proxy.pgbouncer.process import PgbouncerProcess, find_program
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
-from emberpool_proxy.settings import ProxySettings
+from emberpool_proxy.settings import ProxySettings, variable
 
 WATCH_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
@@ -64,6 +65,7 @@ class Supervisor:
     async def _prepare(self) -> tuple[Path, RunFolder]:
         settings = self._settings
         program = await find_program(settings)
+        _check_client_port(settings)
         folder = RunFolder.prepare(settings.run_path, settings.run_as_user)
         if folder.owner:
             program = folder.copy_program(program)
@@ -183,3 +185,16 @@ class Supervisor:
             if not left or ended.done() or time.monotonic() >= until:
                 return left
             await asyncio.sleep(DRAIN_PROBE_SECONDS)
+
+
+def _check_client_port(settings: ProxySettings) -> None:
+    # PgBouncer says only that it could not listen anywhere.
+    with socket.socket(socket.AF_INET6 if ":" in settings.listen_host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.listen_host, settings.client_port))
+        except OSError as error:
+            raise PortTaken(
+                f"cannot listen on {settings.listen_host}:{settings.client_port} for clients: {error.strerror}; "
+                f"end the program that uses it or set {variable('client_port')}"
+            ) from error

@@ -46,8 +46,10 @@ def _ini(settings: ProxySettings) -> str:
     lines = [
         "[databases]",
         # No password here: with `password=` and SCRAM verifiers for clients the server login fails (1.24, 1.25).
-        (f"{settings.database_name} = host={settings.database_host} port={settings.database_port} "
-        f"dbname={settings.database_name} user={settings.database_user}"),
+        (
+            f"{settings.database_name} = host={settings.database_host} port={settings.database_port} "
+            f"dbname={settings.database_name} user={settings.database_user}"
+        ),
         "",
         "[pgbouncer]",
         f"listen_addr = {settings.listen_host}",
@@ -86,6 +88,8 @@ CHANGED_DEFAULTS: tuple[tuple[str, str, str], ...] = (
     ("tcp_keepcnt", "3", "the same"),
     ("tcp_user_timeout", "15000", "keepalives are off while data is unacknowledged; this is not (ms)"),
     ("ignore_startup_parameters", "extra_float_digits", "drivers send it; it changes nothing here"),
+    ("log_connections", "0", "a storm of logins is two lines each, and log lines are paid for; failures are logged"),
+    ("log_disconnections", "0", "the same"),
     ("stats_period", "60", "one line of totals a minute in the log"),
 )
 

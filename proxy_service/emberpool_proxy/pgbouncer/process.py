@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 
 from emberpool_proxy.errors import PgbouncerUnusable
-from emberpool_proxy.log import relay_pgbouncer_line
+from emberpool_proxy.log import PGBOUNCER_LINE, relay_pgbouncer_line
 from emberpool_proxy.pgbouncer.admin import AdminConsole
 from emberpool_proxy.pgbouncer.config import INI_FILE
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
@@ -123,6 +123,7 @@ class PgbouncerProcess:
             relay_pgbouncer_line(line)
 
     def _log_tail(self) -> str:
-        # PgBouncer repeats the cause as its last FATAL or ERROR line; the rest is start-up chatter.
-        causes = [line for line in self._last_lines if re.search(r"\b(FATAL|ERROR)\b", line)]
-        return f"its last words: {(causes or list(self._last_lines) or ['none'])[-1]}"
+        # The cause and its consequence are its FATAL and ERROR lines; the rest is start-up chatter.
+        lines = [match for line in self._last_lines if (match := PGBOUNCER_LINE.match(line))]
+        causes = [match["message"] for match in lines if match["level"] in ("FATAL", "ERROR")]
+        return f"its last words: {'; '.join(causes[-3:]) or 'none'}"

@@ -1,0 +1,173 @@
+"""The real proxy process (`python -m emberpool_proxy`) in front of the embedded PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emberpool_local.pgbouncer_program import PgbouncerProgram
+from emberpool_local.ports import free_port
+from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_proxy.settings import variable
+
+DATABASE_USER, DATABASE_PASSWORD, DATABASE = "pool_user", 'pool "password" with \\ signs', "proxy_tests"
+CLIENT_USER, CLIENT_PASSWORD = "function", "client-password-of-43-characters-or-more-0123456789"
+BOUND_SECONDS = 20.0
+
+
+def wait_until(sentence: str, fact: Callable[[], Any], timeout: float = BOUND_SECONDS) -> Any:
+    """Return the fact once it is true; `sentence` is the failure."""
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        if seen := fact():
+            return seen
+        time.sleep(0.01)
+    raise AssertionError(f"{sentence} (within {timeout} s)")
+
+
+@dataclass
+class Proxy:
+    """One proxy process and what it printed."""
+
+    environment: dict[str, str]
+    log_path: Path
+    process: subprocess.Popen[bytes] | None = None
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def start(self) -> Proxy:
+        log = self._stack.enter_context(self.log_path.open("wb"))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "emberpool_proxy"], env=self.environment, stdout=log, stderr=log
+        )
+        return self
+
+    def start_ready(self) -> Proxy:
+        self.start()
+        wait_until(
+            "the proxy did not become ready", lambda: self.exit_code() is not None or self.status("/readyz") == 200
+        )
+        assert self.exit_code() is None, self.printed()
+        return self
+
+    def setting(self, name: str) -> str:
+        return self.environment[variable(name)]
+
+    def conninfo(self, **changes: str) -> str:
+        given = {
+            "host": "127.0.0.1",
+            "port": self.setting("client_port"),
+            "user": CLIENT_USER,
+            "password": CLIENT_PASSWORD,
+            "dbname": DATABASE,
+            "sslmode": "verify-full",
+            "sslrootcert": f"{self.setting('run_folder')}/client.crt",
+            **changes,
+        }
+        return " ".join(f"{name}='{value}'" for name, value in given.items())
+
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        url = f"http://127.0.0.1:{self.setting('health_port')}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+        except (urllib.error.URLError, OSError):
+            return 0, {}
+
+    def status(self, path: str) -> int:
+        return self.get(path)[0]
+
+    def pgbouncer_pid(self) -> int:
+        lines = [line for line in self.log_lines() if line["message"] == "pgbouncer answers"]
+        return lines[-1]["pid"] if lines else 0
+
+    def printed(self) -> str:
+        return self.log_path.read_text()
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.printed().splitlines() if line.endswith("}")]
+
+    def exit_code(self) -> int | None:
+        return self.process.poll()
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+        if self.process:
+            self.process.wait(BOUND_SECONDS)
+            pid = self.pgbouncer_pid()
+            if pid:
+                wait_until("PgBouncer outlived its agent", lambda: not is_running(pid))
+        self._stack.close()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def database(postgres: EmbeddedPostgres) -> EmbeddedPostgres:
+    postgres.create_role_and_database(DATABASE_USER, DATABASE_PASSWORD, DATABASE)
+    return postgres
+
+
+@pytest.fixture
+def make_proxy(
+    database: EmbeddedPostgres, pgbouncer_program: PgbouncerProgram, tmp_path: Path
+) -> Iterator[Callable[..., Proxy]]:
+    """Makes proxies (not yet started) with overridden settings; ends them after the test."""
+    made: list[Proxy] = []
+
+    def make(**overrides: object) -> Proxy:
+        # Not in tmp_path: a unix socket's path has 107 bytes, and root's PgBouncer runs as nobody.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="emberpool-test-"))
+        Path(folder).chmod(0o755)
+        given = {
+            "database_host": database.host,
+            "database_port": database.port,
+            "database_name": DATABASE,
+            "database_user": DATABASE_USER,
+            "database_password": DATABASE_PASSWORD,
+            "client_user": CLIENT_USER,
+            "client_password": CLIENT_PASSWORD,
+            "server_tls_mode": "disable",
+            "listen_host": "127.0.0.1",
+            "client_port": free_port(),
+            "health_port": free_port(),
+            "max_server_connections": 5,
+            "drain_seconds": 0,
+            "run_folder": f"{folder}/run",
+            "pgbouncer_path": pgbouncer_program.path,
+            **overrides,
+        }
+        environment = {variable(name): str(value) for name, value in given.items()}
+        proxy = Proxy({"PATH": os.environ["PATH"], **environment}, tmp_path / f"proxy-{len(made)}.log")
+        made.append(proxy)
+        return proxy
+
+    with ExitStack() as stack:
+        yield make
+        for proxy in made:
+            proxy.close()
