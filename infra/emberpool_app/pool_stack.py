@@ -1,0 +1,55 @@
+"""The pool of our app: the proxy, and the layer for functions that are defined elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aws_cdk import CfnOutput, Stack
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_lambda as lambda_
+from constructs import Construct
+
+from emberpool_app.architecture import lambda_architecture
+from emberpool_cdk import PoolDatabase, PoolProxy, WarmConnectionLayer
+
+
+class PoolStack(Stack):
+    """PoolProxy, and a WarmConnectionLayer whose ARN is an output.
+
+    Functions of this app's other stacks get a layer of their own stack: CloudFormation never replaces a layer
+    version that another stack imports.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        vpc: ec2.IVpc,
+        subnets: ec2.SubnetSelection,
+        database: PoolDatabase,
+        min_tasks: int,
+        max_tasks: int,
+        architecture: str,
+        **stack: Any,
+    ) -> None:
+        super().__init__(scope, construct_id, **stack)
+        self.pool = PoolProxy(
+            self,
+            "Pool",
+            vpc=vpc,
+            vpc_subnets=subnets,
+            database=database,
+            min_tasks=min_tasks,
+            max_tasks=max_tasks,
+            architecture=architecture,
+        )
+        layer = WarmConnectionLayer(
+            self,
+            "Layer",
+            architecture=lambda_architecture(architecture),
+            runtime=lambda_.Runtime.PYTHON_3_13,
+        )
+        CfnOutput(self, "ProxyEndpoint", value=f"{self.pool.endpoint}:{self.pool.client_port}")
+        CfnOutput(self, "ClientSecretArn", value=self.pool.client_secret.secret_arn)
+        CfnOutput(self, "LayerArn", value=layer.layer_version_arn)

@@ -1,0 +1,115 @@
+"""The proxy's container in its task definition: image, environment, secrets, health check and what it may write to."""
+
+from __future__ import annotations
+
+from aws_cdk import (
+    Duration,
+    RemovalPolicy,
+    Token,
+    Tokenization,
+)
+from aws_cdk import (
+    aws_ecr_assets as ecr_assets,
+)
+from aws_cdk import (
+    aws_ecs as ecs,
+)
+from aws_cdk import (
+    aws_logs as logs,
+)
+from aws_cdk import (
+    aws_secretsmanager as secretsmanager,
+)
+from constructs import Construct
+
+from emberpool_cdk.pool_database import PoolDatabase
+from emberpool_cdk.proxy_image import CA_FILE, CONTAINER_USER, ProxyContext
+from emberpool_proxy.settings import CLIENT_PORT, HEALTH_PORT, ProxySettings, variable
+
+ARM_64, X86_64 = "arm64", "x86_64"
+CONTAINER_NAME = "proxy"
+RUN_VOLUME = "run"
+HEALTH_PATH = "/healthz"  # is it able to serve: else ECS replaces the task
+READY_PATH = "/readyz"  # should it get new connections: else the load balancer looks elsewhere
+STOP_TIMEOUT_SECONDS = 120  # Fargate's longest; the proxy's own stop_seconds is shorter
+
+
+def environment(database: PoolDatabase, *, max_server_connections: int) -> dict[str, str]:
+    """Return the proxy's settings that are no secrets, by the names that it reads."""
+    port = database.port
+    values = {
+        "database_host": database.host,
+        "database_name": database.name,
+        "database_port": Tokenization.stringify_number(port) if Token.is_unresolved(port) else str(port),
+        "server_tls_mode": "verify-full",
+        "server_tls_ca_file": CA_FILE,
+        "client_tls_mode": "require",
+        "client_port": str(CLIENT_PORT),
+        "health_port": str(HEALTH_PORT),
+        "max_server_connections": str(max_server_connections),
+    }
+    return {variable(name): value for name, value in values.items()}
+
+
+def secrets(database: PoolDatabase, client_secret: secretsmanager.ISecret) -> dict[str, ecs.Secret]:
+    """Return the settings that ECS fills in when a task starts; the template holds only their ARNs."""
+    return {
+        variable("database_user"): ecs.Secret.from_secrets_manager(database.secret, "username"),
+        variable("database_password"): ecs.Secret.from_secrets_manager(database.secret, "password"),
+        variable("client_user"): ecs.Secret.from_secrets_manager(client_secret, "username"),
+        variable("client_password"): ecs.Secret.from_secrets_manager(client_secret, "password"),
+    }
+
+
+def add_proxy_container(
+    scope: Construct,
+    task: ecs.FargateTaskDefinition,
+    *,
+    database: PoolDatabase,
+    client_secret: secretsmanager.ISecret,
+    max_server_connections: int,
+    architecture: str,
+    log_retention: logs.RetentionDays,
+) -> ecs.ContainerDefinition:
+    """Add the proxy to a task definition of the same architecture. Raises SourceMissing."""
+    log_group = logs.LogGroup(scope, "Logs", retention=log_retention, removal_policy=RemovalPolicy.DESTROY)
+    container = task.add_container(
+        CONTAINER_NAME,
+        image=_image(scope, architecture),
+        environment=environment(database, max_server_connections=max_server_connections),
+        secrets=secrets(database, client_secret),
+        user=CONTAINER_USER,
+        readonly_root_filesystem=True,
+        stop_timeout=Duration.seconds(STOP_TIMEOUT_SECONDS),
+        health_check=_health_check(),
+        logging=ecs.LogDrivers.aws_logs(stream_prefix=CONTAINER_NAME, log_group=log_group),
+        port_mappings=[ecs.PortMapping(container_port=port) for port in (CLIENT_PORT, HEALTH_PORT)],
+    )
+    # Writable for the container's user because the Dockerfile declares this path as a VOLUME of that user: ECS
+    # copies owner and mode from there. Fargate encrypts this storage and drops it with the task.
+    task.add_volume(name=RUN_VOLUME)
+    container.add_mount_points(
+        ecs.MountPoint(source_volume=RUN_VOLUME, container_path=ProxySettings.run_folder, read_only=False)
+    )
+    return container
+
+
+def _image(scope: Construct, architecture: str) -> ecs.ContainerImage:
+    platform = ecr_assets.Platform.LINUX_ARM64 if architecture == ARM_64 else ecr_assets.Platform.LINUX_AMD64
+    with ProxyContext() as context:
+        asset = ecr_assets.DockerImageAsset(
+            scope, "Image", directory=str(context), platform=platform, display_name="emberpool-proxy"
+        )
+    return ecs.ContainerImage.from_docker_image_asset(asset)
+
+
+def _health_check() -> ecs.HealthCheck:
+    # The image has no curl; Python is there anyway. A non-200 answer raises, so the exit code is 1.
+    program = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{HEALTH_PORT}{HEALTH_PATH}', timeout=4)"
+    return ecs.HealthCheck(
+        command=["CMD", "python", "-c", program],
+        interval=Duration.seconds(10),
+        timeout=Duration.seconds(5),
+        retries=3,
+        start_period=Duration.seconds(30),
+    )

@@ -1,0 +1,27 @@
+"""The CloudFormation types that moto skips or breaks on, each made by moto's own API of the service."""
+
+from emberpool_local.aws.cloudformation import (
+    container_service,
+    database,
+    functions,
+    load_balancing,
+    network,
+    scaling,
+    secrets,
+    storage,
+)
+
+
+def register_all() -> None:
+    """Teach moto every type of this package; call it once, after `repairs.apply()`."""
+    for service in (
+        secrets,
+        network,
+        database,
+        container_service,
+        load_balancing,
+        scaling,
+        functions,
+        storage,
+    ):
+        service.register_types()

@@ -1,0 +1,166 @@
+"""Reads back what a deployment created, by AWS's own API."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from emberpool_local.aws.cdk_command import CdkCommand
+from emberpool_local.aws.moto_process import MotoServer
+
+# The test account's own: every AWS account has a default VPC, and cdk bootstrap stays.
+BOOTSTRAP_STACK = "CDKToolkit"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that exists: its kind, its name and what matters about it."""
+
+    kind: str
+    name: str
+    facts: str
+
+
+def created(command: CdkCommand, server: MotoServer) -> list[Row]:
+    """Return what exists after a deployment, the stacks' outputs last."""
+    return [
+        *_stacks(server),
+        *_service(server),
+        *_balancers(server),
+        *_functions(server),
+        *_databases(server),
+        *_rules(server),
+        *_outputs(command),
+    ]
+
+
+def left_over(server: MotoServer) -> list[Row]:
+    """Return what still exists after `cdk destroy`: nothing, if all is well."""
+    stacks = [row for row in _stacks(server) if row.name != BOOTSTRAP_STACK]
+    default = {each["VpcId"] for each in server.client("ec2").describe_vpcs()["Vpcs"] if each["IsDefault"]}
+    vpcs = [
+        Row("VPC", each["VpcId"], each["CidrBlock"])
+        for each in server.client("ec2").describe_vpcs()["Vpcs"]
+        if each["VpcId"] not in default
+    ]
+    groups = [
+        Row("security group", each["GroupName"], each["GroupId"])
+        for each in server.client("ec2").describe_security_groups()["SecurityGroups"]
+        if each["VpcId"] not in default
+    ]
+    secrets = [
+        Row("secret", each["Name"], each["ARN"])
+        for each in server.client("secretsmanager").list_secrets()["SecretList"]
+    ]
+    logs = [
+        Row("log group", each["logGroupName"], "") for each in server.client("logs").describe_log_groups()["logGroups"]
+    ]
+    layers = [
+        Row("layer", each["LayerName"], each["LatestMatchingVersion"]["LayerVersionArn"])
+        for each in server.client("lambda").list_layers()["Layers"]
+    ]
+    return [
+        *stacks,
+        *vpcs,
+        *groups,
+        *secrets,
+        *logs,
+        *layers,
+        *_service(server),
+        *_balancers(server),
+        *_functions(server),
+        *_databases(server),
+    ]
+
+
+def _stacks(server: MotoServer) -> list[Row]:
+    stacks = server.client("cloudformation").describe_stacks()["Stacks"]
+    return [Row("stack", each["StackName"], each["StackStatus"]) for each in stacks]
+
+
+def _service(server: MotoServer) -> list[Row]:
+    ecs = server.client("ecs")
+    rows = []
+    for cluster in ecs.list_clusters()["clusterArns"]:
+        arns = ecs.list_services(cluster=cluster)["serviceArns"]
+        for service in ecs.describe_services(cluster=cluster, services=arns)["services"] if arns else ():
+            rows.append(Row("ECS service", service["serviceName"], f"{service['desiredCount']} tasks on Fargate"))
+            task = ecs.describe_task_definition(taskDefinition=service["taskDefinition"])["taskDefinition"]
+            rows.append(_task(task))
+    return rows
+
+
+def _task(task: dict[str, Any]) -> Row:
+    container = task["containerDefinitions"][0]
+    facts = (
+        f"{task['cpu']} CPU units, {task['memory']} MiB, user {container.get('user', 'root')}, "
+        f"{len(container.get('environment', []))} variables, {len(container.get('secrets', []))} secrets"
+    )
+    return Row("task definition", f"{task['family']}:{task['revision']}", facts)
+
+
+def _balancers(server: MotoServer) -> list[Row]:
+    elb = server.client("elbv2")
+    rows = []
+    for balancer in elb.describe_load_balancers()["LoadBalancers"]:
+        arn = balancer["LoadBalancerArn"]
+        ports = [each["Port"] for each in elb.describe_listeners(LoadBalancerArn=arn)["Listeners"]]
+        groups = elb.describe_target_groups(LoadBalancerArn=arn)["TargetGroups"]
+        checks = [f"{each['HealthCheckPort']}{each.get('HealthCheckPath', '')}" for each in groups]
+        facts = f"{balancer['Scheme']} {balancer['Type']}, port {_joined(ports)}, health check {_joined(checks)}"
+        rows.append(Row("load balancer", balancer["DNSName"], facts))
+    return rows
+
+
+def _functions(server: MotoServer) -> list[Row]:
+    rows = []
+    for function in server.client("lambda").list_functions()["Functions"]:
+        layers = [each["Arn"] for each in function.get("Layers", [])]
+        facts = f"{function['Runtime']}, {_joined(function['Architectures'])}, {len(layers)} layer"
+        rows.append(Row("function", function["FunctionName"], facts))
+        rows += [Row("layer", arn.rsplit(":", 2)[1], f"version {arn.rsplit(':', 1)[1]}") for arn in layers]
+    return rows
+
+
+def _databases(server: MotoServer) -> list[Row]:
+    found = server.client("rds").describe_db_instances()["DBInstances"]
+    return [
+        Row(
+            "database",
+            each["DBInstanceIdentifier"],
+            f"{each['Engine']} {each['EngineVersion']}, {each['DBInstanceClass']}, "
+            f"{'encrypted' if each['StorageEncrypted'] else 'NOT encrypted'}",
+        )
+        for each in found
+    ]
+
+
+def _rules(server: MotoServer) -> list[Row]:
+    groups = server.client("ec2").describe_security_groups()["SecurityGroups"]
+    names = {each["GroupId"]: each["Description"] for each in groups}
+    rows = []
+    for group in groups:
+        for rule in group["IpPermissions"]:
+            for pair in rule.get("UserIdGroupPairs", []):
+                source = names.get(pair["GroupId"], pair["GroupId"])
+                if "FromPort" in rule:
+                    facts = f"port {rule['FromPort']} from {source}: {pair.get('Description', '')}"
+                    rows.append(Row("security group rule", group["Description"], facts))
+    return rows
+
+
+def _outputs(command: CdkCommand) -> list[Row]:
+    if not command.outputs_file.exists():
+        return []
+    stacks = json.loads(command.outputs_file.read_text())
+    return [
+        Row("output", f"{stack}.{name}", str(value))
+        for stack, outputs in stacks.items()
+        for name, value in outputs.items()
+        if not name.startswith("ExportsOutput")
+    ]
+
+
+def _joined(values: list[Any]) -> str:
+    return ", ".join(str(value) for value in values)

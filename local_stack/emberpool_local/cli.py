@@ -1,0 +1,268 @@
+"""The `emberpool` command. Each command is thin: what it does stands in the module of its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from emberpool_local.errors import LocalStackError, PromiseBroken
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+# The fleet's and the stack's defaults; written here once more would be one place too many.
+EVENT_HELP = "file with the event, as JSON; - reads standard input"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("emberpool"), prog_name="emberpool")
+@click.option("--debug", is_flag=True, help="Show the stack trace of an error.")
+def cli(debug: bool) -> None:
+    """Warm connections and one connection budget between AWS Lambda and PostgreSQL: the parts on this machine."""
+    click.get_current_context().obj = debug
+
+
+@contextmanager
+def _clear_errors(debug: bool) -> Iterator[None]:
+    """Turn errors that a user can mend into one message and an exit code."""
+    try:
+        yield
+    except LocalStackError as error:
+        if debug:
+            raise
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(error.problem)}\n [bold]next:[/] {escape(error.next_step)}")
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _burst_options(command: Command) -> Command:
+    from emberpool_local import demo  # noqa: PLC0415 (only for its defaults, and `--help` stays quick)
+
+    options = (
+        click.option("--environments", type=int, default=demo.ENVIRONMENTS, help="Execution environments at once."),
+        click.option("--invocations", type=int, default=demo.INVOCATIONS, help="Invocations in all."),
+        click.option("--max-connections", type=int, default=demo.MAX_CONNECTIONS, help="PostgreSQL's limit."),
+        click.option(
+            "--max-server-connections",
+            type=int,
+            default=demo.MAX_SERVER_CONNECTIONS,
+            help="The proxy's part of that limit.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _page_option(default: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--output",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=default,
+        help="Where the page with the plots is written.",
+    )
+
+
+@cli.command()
+@_burst_options
+@_page_option("emberpool-demo.html")
+@click.pass_obj
+def demo(
+    debug: bool,
+    environments: int,
+    invocations: int,
+    max_connections: int,
+    max_server_connections: int,
+    as_json: bool,
+    output: Path,
+) -> None:
+    """Show the problem and the cure: the same burst three ways, as a table and as a page.
+
+    Exits with 1 when the naive way did not fail or emberpool did.
+    """
+    from emberpool_local.demo import run_demo  # noqa: PLC0415
+    from emberpool_local.promises import promises_broken  # noqa: PLC0415
+    from emberpool_local.shown_progress import ShownProgress  # noqa: PLC0415
+
+    with _clear_errors(debug):
+        _check_page_can_be_written(output)
+        with ShownProgress(Console(stderr=True)) as progress:
+            result = run_demo(
+                environments=environments,
+                invocations=invocations,
+                max_connections=max_connections,
+                max_server_connections=max_server_connections,
+                progress=progress.burst,
+                stack_progress=progress.step,
+                command=_typed_command(),
+            )
+        broken = promises_broken(result)
+        _show_result(result, output, as_json, broken)
+        if broken:
+            raise PromiseBroken(
+                "this run does not show what the demo promises: " + "; ".join(broken),
+                "run it with the defaults; if it still does, please report it with the page",
+            )
+
+
+@cli.command()
+@click.argument("handler", metavar="MODULE:HANDLER")
+@click.option("--event", "event_file", type=click.File("rb"), help=EVENT_HELP + " (default: {}).")
+@click.option("--schema", type=click.Path(path_type=Path), help="SQL file to run before, for tables and data.")
+@click.option("--timeout-seconds", type=float, default=30.0, show_default=True, help="The function's timeout.")
+@_burst_options
+@_page_option("emberpool-burst.html")
+@click.pass_obj
+def burst(
+    debug: bool,
+    handler: str,
+    event_file: Any,
+    schema: Path | None,
+    timeout_seconds: float,
+    environments: int,
+    invocations: int,
+    max_connections: int,
+    max_server_connections: int,
+    as_json: bool,
+    output: Path,
+) -> None:
+    """Fire the demo's burst at a handler of your own, through the proxy."""
+    from emberpool_local.lambda_runtime import parse_handler_reference  # noqa: PLC0415
+    from emberpool_local.own_function import run_own_burst  # noqa: PLC0415
+    from emberpool_local.shown_progress import ShownProgress  # noqa: PLC0415
+
+    with _clear_errors(debug):
+        reference = parse_handler_reference(handler)
+        _check_page_can_be_written(output)
+        with ShownProgress(Console(stderr=True)) as progress:
+            result = run_own_burst(
+                reference.handler,
+                reference.code_folder,
+                _event(event_file),
+                environments=environments,
+                invocations=invocations,
+                max_connections=max_connections,
+                max_server_connections=max_server_connections,
+                schema=schema,
+                timeout_seconds=timeout_seconds,
+                progress=progress.burst,
+                stack_progress=progress.step,
+                command=_typed_command(),
+            )
+        _show_result(result, output, as_json, [])
+
+
+@cli.command()
+@click.option("--max-connections", type=int, default=100, show_default=True, help="PostgreSQL's limit.")
+@click.option(
+    "--max-server-connections", type=int, default=20, show_default=True, help="The proxy's part of that limit."
+)
+@click.option("--postgres-port", type=click.IntRange(1, 65535), help="Port for PostgreSQL (default: a free one).")
+@click.option("--proxy-port", type=click.IntRange(1, 65535), help="Port for the proxy (default: a free one).")
+@click.pass_obj
+def up(
+    debug: bool, max_connections: int, max_server_connections: int, postgres_port: int | None, proxy_port: int | None
+) -> None:
+    """Run PostgreSQL and the proxy on this machine until Ctrl-C; nothing is left behind."""
+    from emberpool_local.burst_stack import check_limits  # noqa: PLC0415
+    from emberpool_local.stack import LocalStack  # noqa: PLC0415
+    from emberpool_local.up import run_until_stopped  # noqa: PLC0415
+
+    with _clear_errors(debug):
+        check_limits(max_connections, max_server_connections)
+        stack = LocalStack(
+            max_connections, max_server_connections, postgres_port, proxy_port, lambda text: click.echo(text, err=True)
+        )
+        run_until_stopped(stack, _show_running)
+
+
+@cli.command()
+@click.argument("handler", metavar="MODULE:HANDLER")
+@click.option("--event", "event_file", type=click.File("rb"), help=EVENT_HELP + " (default: {}).")
+@click.option("--timeout-seconds", type=float, default=30.0, show_default=True, help="The function's timeout.")
+@click.option("--trace", is_flag=True, help="Show where the handler raised.")
+@click.pass_obj
+def invoke(debug: bool, handler: str, event_file: Any, timeout_seconds: float, trace: bool) -> None:
+    """Run a handler once in a real execution environment, against a running `emberpool up`.
+
+    Its answer goes to standard output, what it printed to standard error.
+    """
+    from emberpool_local.invoke import check_succeeded, invoke_once  # noqa: PLC0415
+    from emberpool_local.lambda_runtime import parse_handler_reference  # noqa: PLC0415
+    from emberpool_local.lambda_runtime.outcome import shown_trace  # noqa: PLC0415
+
+    with _clear_errors(debug):
+        outcome = invoke_once(parse_handler_reference(handler), _event(event_file), timeout_seconds)
+        if outcome.log:
+            click.echo(outcome.log.rstrip(), err=True)
+        if trace and outcome.stack_trace:
+            click.echo(shown_trace(outcome.stack_trace), err=True)
+        check_succeeded(outcome)
+        click.echo(outcome.payload.decode())
+        click.echo(f"{outcome.duration_ms:.1f} ms (init {outcome.init_ms or 0:.0f} ms)", err=True)
+
+
+def _event(event_file: Any) -> bytes:
+    return bytes(event_file.read()) if event_file else b"{}"
+
+
+def _check_page_can_be_written(path: Path) -> None:
+    """Raise PageNotWritable now rather than after a minute of work."""
+    from emberpool_local.report import PageNotWritable  # noqa: PLC0415
+
+    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PageNotWritable(f"the page {path} cannot be written", "name another file with --output")
+
+
+def _show_result(result: Any, output: Path, as_json: bool, broken: list[str]) -> None:
+    from emberpool_local.report import NEXT_STEPS, terminal_table, write_page  # noqa: PLC0415
+    from emberpool_local.results import to_json  # noqa: PLC0415
+    from emberpool_local.wording import headline  # noqa: PLC0415
+
+    write_page(result, output, broken)
+    if as_json:
+        click.echo(json.dumps({**json.loads(to_json(result)), "page": str(output.resolve()), "promises_broken": broken}))
+        return
+    console = Console(highlight=False)
+    console.print()
+    console.print(terminal_table(result))
+    console.print(f"\n[bold]{escape(headline(result))}[/]")
+    console.print(f"The page with the plots: {escape(output.resolve().as_uri())}\n", soft_wrap=True)
+    console.print("[bold]What next[/]")
+    for step in NEXT_STEPS:
+        console.print(escape(step["text"]), soft_wrap=True)
+        console.print("\n".join(f"    {line}" for line in escape(step["code"]).splitlines()), style="cyan")
+
+
+def _show_running(description: str) -> None:
+    click.echo(description)
+    click.echo("Run a handler: emberpool invoke MODULE:HANDLER --event event.json   Stop: Ctrl-C")
+
+
+def _typed_command() -> str:
+    return " ".join(["emberpool", *sys.argv[1:]])
+
+
+def _raise_exit(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)  # as a shell reports it; on the way out every `with` cleans up
+
+
+def main() -> None:
+    """Run the command line. SIGTERM cleans up as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _raise_exit)
+    cli()

@@ -1,0 +1,229 @@
+"""One execution environment: a process with the real runtime client, from its start to its end.
+
+Owns the life of the environment (start, invoke, freeze, thaw, kill) and measures its invocations. Which
+environment gets which event is the fleet's business, how its process starts is the starter's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable
+
+from emberpool_local.lambda_runtime import outcome as ending
+from emberpool_local.lambda_runtime.load_failure import (
+    ended_while_loading,
+    failed_to_load,
+    too_slow_to_load,
+)
+from emberpool_local.lambda_runtime.outcome import Answer, ErrorReport, Outcome
+from emberpool_local.lambda_runtime.output import Output
+from emberpool_local.lambda_runtime.process import RunningProcess, Start
+from emberpool_local.lambda_runtime.runtime_api import Event, RuntimeApi
+from emberpool_local.lambda_runtime.variables import Function, environment_variables
+
+
+class Environment:
+    """An execution environment of the function; it runs one invocation at a time."""
+
+    def __init__(self, number: int, function: Function, on_end: Callable[[Environment], None]) -> None:
+        self.number = number
+        self.init_ms: float | None = None
+        self._function = function
+        self._on_end = on_end
+        self._api = RuntimeApi(self)
+        self._output = Output()
+        self._process: RunningProcess | None = None
+        self._is_frozen = False
+        self._is_closed = False
+        self._loaded: asyncio.Future[None] | None = None
+        self._request_id: str | None = None
+        self._answer: asyncio.Future[tuple[Answer, float]] | None = None
+        self._resting = asyncio.Event()  # waits for an event, or has ended: nothing more comes from it
+
+    def __repr__(self) -> str:
+        """Show what tells environments apart."""
+        return f"Environment(number={self.number}, pid={self._process.pid if self._process else None})"
+
+    @property
+    def pid(self) -> int:
+        """The process id. Raises RuntimeError before the start."""
+        if self._process is None:
+            raise RuntimeError(f"environment {self.number} was not started")
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process is gone."""
+        return self._process is not None and self._process.exited.done()
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it is stopped between invocations."""
+        return self._is_frozen and not self.has_ended
+
+    @property
+    def log_lines(self) -> list[str]:
+        """What it printed so far; only the last part when that is long."""
+        self._output.read()
+        return self._output.text().splitlines()
+
+    async def start(self, start: Start) -> None:
+        """Start the process and wait until the handler is loaded.
+
+        Raises HandlerInvalid when the handler cannot be loaded; the process is gone then.
+        """
+        started = time.perf_counter()
+        self._loaded = asyncio.get_running_loop().create_future()
+        try:
+            await self._start_process(start)
+            async with asyncio.timeout(self._function.init_timeout_seconds):
+                await self._loaded
+        except TimeoutError:
+            await self.close()
+            raise too_slow_to_load(self._function, self._output.text()) from None
+        except BaseException:
+            await self.close()
+            raise
+        self.init_ms = (time.perf_counter() - started) * 1000
+
+    async def _start_process(self, start: Start) -> None:
+        variables = environment_variables(self.number, await self._api.open())
+        self._check_not_closed()
+        writing_end = self._output.open()
+        try:
+            self._process = await start(variables, writing_end)
+        finally:
+            os.close(writing_end)
+        self._process.exited.add_done_callback(self._on_exit)
+        self._check_not_closed()
+
+    def _check_not_closed(self) -> None:
+        """Fail the start of an environment that was closed meanwhile: `close` had nothing to kill then."""
+        if self._is_closed:
+            raise RuntimeError(f"environment {self.number} was closed while it was being started")
+
+    async def invoke(self, payload: bytes) -> Outcome:
+        """Run one invocation and wait until the environment is ready for the next one, or gone.
+
+        At the timeout the process is killed, as it is when the caller is cancelled.
+        """
+        self._output.read()
+        position = self._output.position
+        event = self._event(payload)
+        self._answer = asyncio.get_running_loop().create_future()
+        self._request_id = event.request_id
+        self._resting.clear()
+        if self.has_ended:
+            self._end_invocation()
+        self.thaw()
+        started = time.perf_counter()
+        self._api.hand_over(event)
+        try:
+            async with asyncio.timeout(self._function.timeout_seconds):
+                await self._answer
+                # The invocation lasts until the client asks for the next event, as on Lambda.
+                await self._resting.wait()
+        except TimeoutError:
+            await self.kill()
+        except asyncio.CancelledError:
+            await self.kill()
+            raise
+        return self._outcome(started, position)
+
+    def _outcome(self, started: float, position: int) -> Outcome:
+        assert self._answer is not None  # noqa: S101 (set by invoke)
+        if self._answer.done() and not self._answer.cancelled():
+            answer, ended = self._answer.result()
+        else:
+            answer, ended = ending.timed_out(self._function.timeout_seconds), time.perf_counter()
+        self._answer = self._request_id = None
+        self._output.read()
+        return Outcome(
+            status=answer.status,
+            payload=answer.payload,
+            duration_ms=(ended - started) * 1000,
+            environment_number=self.number,
+            error_type=answer.error_type,
+            error_message=answer.error_message,
+            stack_trace=answer.stack_trace,
+            exit_code=answer.exit_code,
+            log=self._output.text(since=position),
+        )
+
+    def _event(self, payload: bytes) -> Event:
+        now = time.time()
+        return Event(
+            payload=payload,
+            request_id=str(uuid.uuid4()),
+            deadline_ms=int((now + self._function.timeout_seconds) * 1000),
+            trace_id=f"Root=1-{int(now):x}-{uuid.uuid4().hex[:24]};Parent={uuid.uuid4().hex[:16]};Sampled=0",
+            function_arn=self._function.arn,
+        )
+
+    def freeze(self) -> None:
+        """Stop the process and its children, as Lambda does between invocations."""
+        if self._process is not None and not self._is_frozen:
+            self._is_frozen = True
+            self._process.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen process go on."""
+        if self._process is not None and self._is_frozen:
+            self._is_frozen = False
+            self._process.signal(signal.SIGCONT)
+
+    async def kill(self) -> None:
+        """Kill the process and its children and wait until it is gone."""
+        if self._process is not None:
+            self._process.signal(signal.SIGKILL)
+            await asyncio.wait([self._process.exited])
+
+    async def close(self) -> None:
+        """Kill the process and release its port and its pipe; may be called again."""
+        self._is_closed = True
+        await self.kill()
+        await self._api.close()
+        self._output.read()
+        self._output.close()
+
+    # What the Runtime API says.
+
+    def on_next(self) -> None:
+        """Take the environment for ready."""
+        if self._loaded is not None and not self._loaded.done():
+            self._loaded.set_result(None)
+        self._resting.set()
+
+    def on_answer(self, request_id: str, answer: Answer) -> bool:
+        """Take the answer of the current invocation; false for any other."""
+        if request_id != self._request_id or self._answer is None or self._answer.done():
+            return False
+        self._answer.set_result((answer, time.perf_counter()))
+        return True
+
+    def on_init_error(self, report: ErrorReport) -> None:
+        """Fail the start."""
+        if self._loaded is not None and not self._loaded.done():
+            self._output.read()
+            self._loaded.set_exception(failed_to_load(self._function, report, self._output.text()))
+
+    def _on_exit(self, exited: asyncio.Future[int]) -> None:
+        assert self._process is not None  # noqa: S101 (its callback)
+        self._process.end_children()
+        self._output.read()
+        if self._loaded is not None and not self._loaded.done():
+            failure = ended_while_loading(self._function, exited.result(), self._output.text())
+            self._loaded.set_exception(failure)
+            self._loaded.exception()  # read, so that asyncio does not complain when the start was cancelled
+        self._end_invocation()
+        self._on_end(self)
+
+    def _end_invocation(self) -> None:
+        assert self._process is not None  # noqa: S101 (only once it has ended)
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((ending.crashed(self._process.exited.result()), time.perf_counter()))
+        self._resting.set()

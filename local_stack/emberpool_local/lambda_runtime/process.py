@@ -1,0 +1,80 @@
+"""Real processes: one `python -m awslambdaric` for an environment, as AWS starts it.
+
+Owns starting and signalling. An environment dies with us: the kernel kills it when the thread that started it
+ends, whatever ended us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from emberpool_local.errors import SystemPackagesMissing
+from emberpool_local.lambda_runtime.variables import Function, function_variables
+
+
+@dataclass(frozen=True)
+class RunningProcess:
+    """A process that leads a session of its own; `exited` gets its exit code, negative for a signal."""
+
+    pid: int
+    exited: asyncio.Future[int]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process and its children; nothing happens when it has ended."""
+        if self.exited.done():
+            return
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            # Just forked: it does not lead its group yet, so it has no children either.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def end_children(self) -> None:
+        """Kill what the process started and left in its group. Only once it has ended, and at once then."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+# Starts a process with the given additional variables and the given file descriptor as its output.
+Start = Callable[[Mapping[str, str], int], Awaitable[RunningProcess]]
+
+
+def dying_with_us(arguments: list[str], death_signal: str = "KILL") -> list[str]:
+    """Return a command line that gets `death_signal` when the thread that starts it ends.
+
+    Raises SystemPackagesMissing when the machine has no `setpriv`.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise SystemPackagesMissing(
+            "the program setpriv is missing: without it processes would outlive the local stack",
+            "install the package util-linux, for example: apt-get install util-linux",
+        )
+    return [setpriv, "--pdeathsig", death_signal, "--", *arguments]
+
+
+def process_starter(function: Function) -> Start:
+    """Return what starts a real process for an environment of the function."""
+    arguments = dying_with_us([sys.executable, "-m", "awslambdaric", function.handler])
+
+    async def start(variables: Mapping[str, str], output: int) -> RunningProcess:
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            cwd=function.code_folder,
+            env={**function_variables(function), **variables},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        return RunningProcess(process.pid, asyncio.ensure_future(process.wait()))
+
+    return start

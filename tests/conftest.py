@@ -1,0 +1,26 @@
+"""Servers that all tests share: one PostgreSQL and one PgBouncer program per xdist worker.
+
+A test makes its own database (`create_role_and_database`) rather than count on what others left in the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from emberpool_local.pgbouncer_program import PgbouncerProgram, find_pgbouncer
+from emberpool_local.postgres import EmbeddedPostgres
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """A running PostgreSQL; a test that stops it or counts all its connections starts one of its own."""
+    with EmbeddedPostgres(max_connections=100) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_program() -> PgbouncerProgram:
+    """The PgBouncer program, built before the first test that wants it (once per machine)."""
+    return find_pgbouncer()
