@@ -45,7 +45,7 @@ format: dev ## rewrite the code in the project's format
 
 .PHONY: synth
 synth: dev node ## synthesize the CDK stacks into cdk.out (ARGS="-c database=existing" …)
-	@$(BIN)/emberpool synth $(ARGS)
+	@node_modules/.bin/cdk synth --quiet $(ARGS) && echo "The stacks' templates are in cdk.out"
 
 .PHONY: deploy-local
 deploy-local: dev node ## run the real cdk bootstrap and deploy against a simulated AWS on this machine

@@ -95,7 +95,7 @@ class ConnectionBudget:
     def _exceeded(self) -> str:
         needed = self.most_tasks_alive + self.reserved_connections
         fitting = max(self.available // self.surge, 0)
-        tasks = f"set maxTasks to {fitting} or fewer" if fitting else "fewer tasks do not help here"
+        tasks = f"run at most {fitting} tasks" if fitting else "run fewer tasks, which alone does not help here"
         return (
             "the connection budget is exceeded: "
             f"max_connections {self.max_connections} - reserved {self.reserved_connections} = {self.available} "

@@ -163,16 +163,18 @@ class PoolProxy(Construct):
             layer_settings.SSLMODE: "require",
         }
 
-    def attach(self, function: lambda_.Function) -> None:
+    def attach(self, function: lambda_.Function, *, layer: WarmConnectionLayer | None = None) -> None:
         """Let a function use the pool: layer, environment, network and the permission to read the password.
 
-        Raises FunctionNotAttachable when the function is outside the VPC, was imported, or has a runtime or
-        architecture that the layer does not exist for.
+        Without `layer` all functions of a stack share one that fits their architecture and runtime. Raises
+        FunctionNotAttachable when the function is outside the VPC, was imported, has a runtime that the layer does
+        not exist for, or does not fit the given layer.
         """
         _check_attachable(function)
-        function.add_layers(
-            WarmConnectionLayer.shared(function, architecture=function.architecture, runtime=function.runtime)
-        )
+        if layer is None:
+            layer = WarmConnectionLayer.shared(function, architecture=function.architecture, runtime=function.runtime)
+        _check_fits(function, layer)
+        function.add_layers(layer)
         for name, value in self.function_environment().items():
             function.add_environment(name, value)
         self._open_network(function.connections.security_groups)
@@ -300,4 +302,13 @@ def _check_attachable(function: lambda_.Function) -> None:
     if function.runtime.name not in RUNTIMES:
         raise FunctionNotAttachable(
             f"{path} has the runtime {function.runtime.name}, the layer exists for {', '.join(RUNTIMES)}"
+        )
+
+
+def _check_fits(function: lambda_.Function, layer: WarmConnectionLayer) -> None:
+    wanted, built = (function.architecture.name, function.runtime.name), (layer.architecture_name, layer.runtime_name)
+    if wanted != built:
+        raise FunctionNotAttachable(
+            f"{function.node.path} is for {' and '.join(wanted)}, but the layer {layer.node.path} is for "
+            f"{' and '.join(built)}: pass another layer, or none to get one that fits"
         )

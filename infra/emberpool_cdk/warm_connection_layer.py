@@ -33,6 +33,8 @@ class WarmConnectionLayer(lambda_.LayerVersion):
     ) -> None:
         architecture = architecture or lambda_.Architecture.ARM_64
         runtime = runtime or lambda_.Runtime.PYTHON_3_13
+        self.architecture_name = architecture.name
+        self.runtime_name = runtime.name
         build = LayerBuild(architecture=architecture.name, runtime=runtime.name)
         bundling = _LocalBundling(build)
         try:

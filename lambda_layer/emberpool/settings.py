@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 HOST = "EMBERPOOL_HOST"
 PORT = "EMBERPOOL_PORT"
@@ -31,6 +31,10 @@ class SettingsInvalid(ValueError):  # noqa: N818 (named by what to do, as all er
     """A setting is missing, unknown or out of range: mend the environment variable that it names."""
 
 
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
 @dataclass(frozen=True)
 class LayerSettings:
     """Where the layer connects and how long it may take. Durations carry their unit in the name.
@@ -38,17 +42,22 @@ class LayerSettings:
     Raises SettingsInvalid for a value that is out of range, naming the variable, the value and the range.
     """
 
-    host: str
-    user: str
-    database: str = "postgres"
-    port: int = DEFAULT_PORT
-    secret_arn: str | None = None
-    password: str | None = None
-    sslmode: str = "verify-full"
-    sslrootcert: str | None = None
-    connect_timeout_seconds: int = 3
-    # What a handler keeps of its time for its own clean-up once its statement was cancelled.
-    deadline_margin_ms: int = 200
+    host: str = field(metadata=_help("host name of the proxy"))
+    user: str = field(metadata=_help("user at the proxy; the secret's `username` wins over it"))
+    database: str = field(default="postgres", metadata=_help("database behind the proxy"))
+    port: int = field(default=DEFAULT_PORT, metadata=_help("port of the proxy"))
+    secret_arn: str | None = field(
+        default=None, metadata=_help("secret in Secrets Manager, JSON with `username` and `password`")
+    )
+    password: str | None = field(default=None, metadata=_help("the password itself, for local use"))
+    sslmode: str = field(default="verify-full", metadata=_help(f"one of {', '.join(SSLMODES)}"))
+    sslrootcert: str | None = field(
+        default=None, metadata=_help("file with the CA's certificate; needed by the verify modes")
+    )
+    connect_timeout_seconds: int = field(default=3, metadata=_help("longest wait for a connection to open"))
+    deadline_margin_ms: int = field(
+        default=200, metadata=_help("time kept for the handler's own end when a statement is cancelled")
+    )
 
     def __post_init__(self) -> None:
         for name, value in ((HOST, self.host), (USER, self.user), (DATABASE, self.database)):

@@ -38,11 +38,12 @@ def watched_database(stack: LocalStack) -> WatchedDatabase:
 def put_together(stack: LocalStack, ways: list[WayResult], command: str) -> DemoResult:
     """Put the ways together with the machine and the versions that they were measured on."""
     with psycopg.connect(stack.superuser_conninfo) as connection:
-        postgresql = connection.execute("show server_version").fetchone()
+        # "15.18 (Debian 15.18-0+deb12u1)" on some systems
+        postgresql = (connection.info.parameter_status("server_version") or "unknown").partition(" ")[0]
     pgbouncer = ".".join(str(number) for number in find_pgbouncer().version)
     return DemoResult(
         ways=ways,
-        machine=this_machine(postgresql[0] if postgresql else "unknown", pgbouncer),
+        machine=this_machine(postgresql, pgbouncer),
         command=command,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         max_connections=stack.postgres.max_connections,

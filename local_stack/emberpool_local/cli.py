@@ -186,7 +186,11 @@ def up(
     with _clear_errors(debug):
         check_limits(max_connections, max_server_connections)
         stack = LocalStack(
-            max_connections, max_server_connections, postgres_port, proxy_port, lambda text: click.echo(text, err=True)
+            max_connections,
+            max_server_connections,
+            postgres_port,
+            proxy_port,
+            progress=lambda text: click.echo(text, err=True),
         )
         run_until_stopped(stack, _show_running)
 
@@ -202,19 +206,28 @@ def invoke(debug: bool, handler: str, event_file: Any, timeout_seconds: float, t
 
     Its answer goes to standard output, what it printed to standard error.
     """
-    from emberpool_local.invoke import check_succeeded, invoke_once  # noqa: PLC0415
+    from emberpool_local.invoke import check_succeeded, invoke_once, printed  # noqa: PLC0415
     from emberpool_local.lambda_runtime import parse_handler_reference  # noqa: PLC0415
-    from emberpool_local.lambda_runtime.outcome import shown_trace  # noqa: PLC0415
 
     with _clear_errors(debug):
         outcome = invoke_once(parse_handler_reference(handler), _event(event_file), timeout_seconds)
-        if outcome.log:
-            click.echo(outcome.log.rstrip(), err=True)
-        if trace and outcome.stack_trace:
-            click.echo(shown_trace(outcome.stack_trace), err=True)
+        if log := printed(outcome, with_trace=trace):
+            click.echo(log, err=True)
         check_succeeded(outcome)
         click.echo(outcome.payload.decode())
         click.echo(f"{outcome.duration_ms:.1f} ms (init {outcome.init_ms or 0:.0f} ms)", err=True)
+
+
+@cli.command("deploy-local")
+@click.option("--keep", is_flag=True, help="Wait for Ctrl-C before the stacks are destroyed.")
+@click.option("--context", "-c", multiple=True, metavar="NAME=VALUE", help="A context value of the app; repeatable.")
+@click.pass_obj
+def deploy_local(debug: bool, keep: bool, context: tuple[str, ...]) -> None:
+    """Run the real cdk bootstrap, deploy, diff and destroy against a simulated AWS on this machine."""
+    from emberpool_local.aws.deploy_local import run  # noqa: PLC0415
+
+    with _clear_errors(debug):
+        run(keep, context=context)
 
 
 def _event(event_file: Any) -> bytes:
@@ -236,7 +249,9 @@ def _show_result(result: Any, output: Path, as_json: bool, broken: list[str]) ->
 
     write_page(result, output, broken)
     if as_json:
-        click.echo(json.dumps({**json.loads(to_json(result)), "page": str(output.resolve()), "promises_broken": broken}))
+        click.echo(
+            json.dumps({**json.loads(to_json(result)), "page": str(output.resolve()), "promises_broken": broken})
+        )
         return
     console = Console(highlight=False)
     console.print()

@@ -39,6 +39,12 @@ async def _invoke(
         return await fleet.invoke(event)
 
 
+def printed(outcome: Outcome, with_trace: bool) -> str:
+    """Return what the handler printed; the runtime client's own report of an exception only `with_trace`."""
+    before, report, _ = outcome.log.rpartition(f"[ERROR] {outcome.error_type}")
+    return (before if report and not with_trace else outcome.log).strip()
+
+
 def check_succeeded(outcome: Outcome) -> None:
     """Raise InvocationFailed unless the handler returned."""
     if outcome.status == "succeeded":

@@ -73,6 +73,11 @@ class ConnectionSampler:
         self._stop.set()
 
     @property
+    def is_running(self) -> bool:
+        """Whether it samples; not before it is entered, and no more once the server cannot be asked."""
+        return self._thread.is_alive()
+
+    @property
     def samples(self) -> list[ConnectionSample]:
         """The time line so far, oldest first."""
         counts = list(self._counts)

@@ -6,7 +6,7 @@ Owns the names and passwords of the database and what a handler's environment sa
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -23,6 +23,7 @@ ROLE = "app"
 class LocalStack:
     """PostgreSQL and the proxy, started in that order: with LocalStack() as stack.
 
+    `proxy_settings` are further fields of ProxySettings and win over ours.
     open() raises a LocalStackError: PostgresUnavailable, PgbouncerUnavailable, SystemPackagesMissing, ProxyUnavailable,
     PortTaken or CacheNotWritable. The constructor opens nothing.
     """
@@ -33,12 +34,14 @@ class LocalStack:
         max_server_connections: int = 20,
         postgres_port: int | None = None,
         proxy_port: int | None = None,
+        proxy_settings: Mapping[str, str] | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.max_connections = max_connections
         self.max_server_connections = max_server_connections
         self.postgres = EmbeddedPostgres(max_connections, postgres_port)
         self._proxy_port = proxy_port
+        self._proxy_settings = proxy_settings
         self._progress = progress
         self._role_password = secrets.token_urlsafe(24)
         self._proxy: LocalProxy | None = None
@@ -77,7 +80,7 @@ class LocalStack:
             self._progress("Starting the proxy")
             access = DatabaseAccess(self.postgres.host, self.postgres.port, DATABASE, ROLE, self._role_password)
             self._proxy = undo.enter_context(
-                LocalProxy(access, self.max_server_connections, self._proxy_port, pgbouncer=pgbouncer)
+                LocalProxy(access, self.max_server_connections, self._proxy_port, self._proxy_settings, pgbouncer)
             )
             self._opened = undo.pop_all()
 

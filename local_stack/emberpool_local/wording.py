@@ -84,8 +84,8 @@ def subline(result: DemoResult) -> str:
     """Say what was done, in one or two sentences."""
     way = result.ways[-1]
     sentence = (
-        f"{count_text(way.environments)} Lambda execution environments at the same moment, against a PostgreSQL that "
-        f"allows {result.max_connections} connections."
+        f"{count_text(way.environments)} execution environments of a Lambda function at the same moment, against a "
+        f"PostgreSQL that allows {result.max_connections} connections."
     )
     if len(result.ways) > 1:
         return (
@@ -114,7 +114,8 @@ def method(result: DemoResult) -> list[str]:
     )
     connections = (
         f"Server connections: pg_stat_activity, {SAMPLES_PER_SECOND} times a second, without the observer's own, which "
-        "takes one of the limit. Connections opened: the logins in PostgreSQL's log, from the start of the environments to the last answer."
+        "takes one of the limit. Connections opened: the logins in PostgreSQL's log, from the start of the first "
+        "environment to the last answer."
     )
     work = (
         "Each invocation reserves an order in one transaction, waits half a second for a payment provider (a sleep), "
@@ -127,8 +128,8 @@ def method(result: DemoResult) -> list[str]:
         "when all of them log in at once."
     )
     failures = (
-        "An environment whose invocation fails takes the next one at once, so how many fail depends on the burst and "
-        "the machine. Whether any fail does not: more environments are connected than the database has connections."
+        "An environment whose invocation fails takes the next one at once, so how many fail depends on the length of "
+        "the burst and on the machine."
     )
     sentences = [start, parts, latency, connections]
     if len(result.ways) > 1:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from emberpool_local.errors import LocalStackError
-from emberpool_local.lambda_runtime import Fleet
+from emberpool_local.lambda_runtime import Fleet, Outcome
 
 METHODS = ("process", "fork")
 HANDLER = """
@@ -134,15 +134,17 @@ async def test_scaling_out_that_is_cancelled_leaves_nothing(code_folder: Path, m
     assert descriptors() == opened
 
 
-async def test_closing_while_environments_start_leaves_nothing(code_folder: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+async def test_closing_while_environments_start_leaves_nothing(code_folder: Path, method: str) -> None:
     """Environments that were being started when the fleet closed do not come to life after it."""
     processes, opened = descendants(os.getpid()), descriptors()
-    async with Fleet("app:handler", code_folder, start_method="fork") as fleet:
+    async with Fleet("app:handler", code_folder, start_method=method) as fleet:  # type: ignore[arg-type]
         invocations = [asyncio.create_task(fleet.invoke(b"1")) for _ in range(20)]
         await asyncio.wait(invocations, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.gather(*invocations, return_exceptions=True)
     assert descendants(os.getpid()) == processes
     assert descriptors() == opened
+    outcomes = await asyncio.gather(*invocations, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} <= {Outcome, RuntimeError}
 
 
 @pytest.mark.parametrize("method", METHODS)

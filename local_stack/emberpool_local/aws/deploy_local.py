@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -32,8 +34,32 @@ def run(
     the app's values as NAME=VALUE. Raises DeployUnavailable when a program is missing, a command fails, the
     deployed stacks differ from the templates, or something is left after the destruction.
     """
-    checkout = checkout or Path(__file__).parents[3]
     console = console or Console()
+    with deployed(checkout, context=context, console=console) as deployment:
+        show(deployment, console)
+        if keep:
+            _wait_for_interrupt(console, deployment.server)
+    console.print("Nothing is left of it. For real: sign in to AWS, then npx cdk bootstrap && npx cdk deploy --all")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Stacks that stand, and the command and the server to look at them with."""
+
+    command: CdkCommand
+    server: MotoServer
+
+
+@contextmanager
+def deployed(
+    checkout: Path | None = None, *, context: Sequence[str] = (), console: Console | None = None
+) -> Iterator[Deployment]:
+    """Bootstrap, deploy and compare; at the end destroy all, and prove that nothing is left.
+
+    After an error in the `with` the server just ends. Raises DeployUnavailable as `run` does.
+    """
+    checkout = checkout or Path(__file__).parents[3]
+    console = console or Console(quiet=True)
     check_programs(checkout)
     with TempFolder("aws") as folder, running_moto(folder) as server:
         command = CdkCommand(checkout, server, folder)
@@ -41,13 +67,15 @@ def run(
         _step(console, "cdk bootstrap", command.bootstrap)
         _step(console, "cdk deploy", command.deploy)
         _step(console, "cdk diff: nothing differs", command.diff)
-        console.print(_created_table(created(command, server)))
-        console.print(_gaps_table(server.gaps()))
-        if keep:
-            _wait_for_interrupt(console, server)
+        yield Deployment(command, server)
         _step(console, "cdk destroy", command.destroy)
         _check_nothing_left(server)
-    console.print("Nothing is left of it. For real: sign in to AWS, then npx cdk bootstrap && npx cdk deploy --all")
+
+
+def show(deployment: Deployment, console: Console) -> None:
+    """Print what was created, and what the simulation left out."""
+    console.print(_created_table(created(deployment.command, deployment.server)))
+    console.print(_gaps_table(deployment.server.gaps()))
 
 
 def _step(console: Console, name: str, work: Callable[[], object]) -> None:
@@ -62,7 +90,9 @@ def _created_table(rows: Sequence[Row]) -> Table:
     before = ""
     for row in rows:
         # Text: a name from a template must not be read as markup.
-        table.add_row(row.kind if row.kind != before else "", Text(row.name, overflow="fold"), Text(row.facts))
+        table.add_row(
+            row.kind if row.kind != before else "", Text(row.name, overflow="fold"), Text(row.facts, overflow="fold")
+        )
         before = row.kind
     return table
 

@@ -85,6 +85,8 @@ def _service(server: MotoServer) -> list[Row]:
     for cluster in ecs.list_clusters()["clusterArns"]:
         arns = ecs.list_services(cluster=cluster)["serviceArns"]
         for service in ecs.describe_services(cluster=cluster, services=arns)["services"] if arns else ():
+            if service["status"] == "INACTIVE":  # deleted; ECS remembers it for a while
+                continue
             rows.append(Row("ECS service", service["serviceName"], f"{service['desiredCount']} tasks on Fargate"))
             task = ecs.describe_task_definition(taskDefinition=service["taskDefinition"])["taskDefinition"]
             rows.append(_task(task))

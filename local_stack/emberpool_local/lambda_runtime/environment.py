@@ -39,6 +39,8 @@ class Environment:
         self._process: RunningProcess | None = None
         self._is_frozen = False
         self._is_closed = False
+        # Held by both: a close in the middle of a start would find nothing to kill yet.
+        self._starting_or_closing = asyncio.Lock()
         self._loaded: asyncio.Future[None] | None = None
         self._request_id: str | None = None
         self._answer: asyncio.Future[tuple[Answer, float]] | None = None
@@ -91,20 +93,16 @@ class Environment:
         self.init_ms = (time.perf_counter() - started) * 1000
 
     async def _start_process(self, start: Start) -> None:
-        variables = environment_variables(self.number, await self._api.open())
-        self._check_not_closed()
-        writing_end = self._output.open()
-        try:
-            self._process = await start(variables, writing_end)
-        finally:
-            os.close(writing_end)
-        self._process.exited.add_done_callback(self._on_exit)
-        self._check_not_closed()
-
-    def _check_not_closed(self) -> None:
-        """Fail the start of an environment that was closed meanwhile: `close` had nothing to kill then."""
-        if self._is_closed:
-            raise RuntimeError(f"environment {self.number} was closed while it was being started")
+        async with self._starting_or_closing:
+            if self._is_closed:
+                raise self._closed()
+            variables = environment_variables(self.number, await self._api.open())
+            writing_end = self._output.open()
+            try:
+                self._process = await start(variables, writing_end)
+            finally:
+                os.close(writing_end)
+            self._process.exited.add_done_callback(self._on_exit)
 
     async def invoke(self, payload: bytes) -> Outcome:
         """Run one invocation and wait until the environment is ready for the next one, or gone.
@@ -184,11 +182,15 @@ class Environment:
 
     async def close(self) -> None:
         """Kill the process and release its port and its pipe; may be called again."""
-        self._is_closed = True
-        await self.kill()
-        await self._api.close()
-        self._output.read()
-        self._output.close()
+        async with self._starting_or_closing:
+            self._is_closed = True
+            await self.kill()
+            await self._api.close()
+            self._output.read()
+            self._output.close()
+
+    def _closed(self) -> RuntimeError:
+        return RuntimeError(f"environment {self.number} was closed while it was being started")
 
     # What the Runtime API says.
 
@@ -216,8 +218,11 @@ class Environment:
         self._process.end_children()
         self._output.read()
         if self._loaded is not None and not self._loaded.done():
-            failure = ended_while_loading(self._function, exited.result(), self._output.text())
-            self._loaded.set_exception(failure)
+            self._loaded.set_exception(
+                self._closed()
+                if self._is_closed
+                else ended_while_loading(self._function, exited.result(), self._output.text())
+            )
             self._loaded.exception()  # read, so that asyncio does not complain when the start was cancelled
         self._end_invocation()
         self._on_end(self)

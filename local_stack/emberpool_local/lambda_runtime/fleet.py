@@ -100,7 +100,7 @@ class Fleet:
 
         Raises HandlerInvalid when the code folder does not exist.
         """
-        if not self._function.code_folder.is_dir():  # noqa: ASYNC240 (one look before anything runs)
+        if not self._function.code_folder.is_dir():
             raise HandlerInvalid(
                 f"the handler's folder {self._function.code_folder} does not exist", "name an existing folder"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from botocore.exceptions import ClientError
 
 from emberpool_local.aws.cloudformation.calls import Properties, client
@@ -68,11 +70,9 @@ def _delete_ingress(region: str, _: str, properties: Properties) -> None:
 
 def _create_egress(region: str, properties: Properties, name: str) -> Made:
     ec2 = client("ec2", region)
-    try:
-        # CloudFormation drops the default rule as soon as one is given.
+    # CloudFormation drops the default rule as soon as one is given; an earlier rule may have done it.
+    with suppress(ClientError):
         ec2.revoke_security_group_egress(GroupId=properties["GroupId"], IpPermissions=[EVERYTHING])
-    except ClientError:
-        pass  # it was dropped before
     ec2.authorize_security_group_egress(GroupId=properties["GroupId"], IpPermissions=[_permission(properties)])
     return Made(name)
 

@@ -1,6 +1,6 @@
 """Repairs of moto's own CloudFormation engine, without which the cdk command fails or leaves resources behind.
 
-Each function patches one behaviour and says what AWS does instead. Written for moto 5.2.
+Each function makes moto do what AWS does. Written for moto 5.2.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def apply() -> None:
 
 
 def _outputs_of_change_sets() -> None:
-    """A stack made by a change set has outputs and exports, and may import those of others."""
+    """Give a stack that a change set made its outputs and exports, and let it import those of others."""
     original = ChangeSet.apply
 
     def apply_change_set(self: ChangeSet) -> None:
@@ -59,7 +59,7 @@ def _outputs_of_change_sets() -> None:
 
 
 def _previous_values_of_defaults() -> None:
-    """UsePreviousValue of a parameter that has only its default answers the default."""
+    """Answer UsePreviousValue of a parameter that was never given with its default."""
     original = CloudFormationBackend._resolve_update_parameters
 
     def resolve(self: CloudFormationBackend, instance: Any, incoming: list[dict[str, str]]) -> dict[str, str]:
@@ -74,11 +74,11 @@ def _previous_values_of_defaults() -> None:
         finally:
             instance.parameters = given
 
-    CloudFormationBackend._resolve_update_parameters = resolve  # type: ignore[method-assign]
+    CloudFormationBackend._resolve_update_parameters = resolve  # type: ignore[method-assign, assignment]
 
 
 def _unknown_change_sets() -> None:
-    """Deleting a change set that does not exist succeeds."""
+    """Succeed when the change set to delete does not exist."""
     original = CloudFormationBackend.delete_change_set
 
     def delete(self: CloudFormationBackend, change_set_name: str) -> None:
@@ -91,7 +91,7 @@ def _unknown_change_sets() -> None:
 
 
 def _deletion_in_reverse_order() -> None:
-    """A stack is deleted against the order of its creation; what cannot be deleted fails the deletion."""
+    """Delete a stack against the order of its creation, and fail when something cannot be deleted."""
 
     def delete(self: Any) -> None:
         left = [
@@ -123,7 +123,7 @@ def _deletion_in_reverse_order() -> None:
 
 
 def _deletions_that_are_skipped() -> None:
-    """Route tables, endpoints and roles end with their stack."""
+    """Delete route tables, endpoints and roles with their stack."""
 
     def delete_route_table(self: Any, account: str, region: str) -> None:
         ec2_backends[account][region].delete_route_table(self.id)
@@ -140,14 +140,14 @@ def _deletions_that_are_skipped() -> None:
         iam.delete_role(RoleName=self.name)
 
     for kind, delete in ((RouteTable, delete_route_table), (VPCEndPoint, delete_endpoint), (Role, delete_role)):
-        kind.delete = delete  # type: ignore[attr-defined]
+        kind.delete = delete  # type: ignore[union-attr]
 
 
 def _managed_policies_of_roles() -> None:
-    """A role is attached to its ManagedPolicyArns."""
+    """Attach a role's ManagedPolicyArns."""
     original = Role.create_from_cloudformation_json.__func__  # type: ignore[attr-defined]
 
-    def create(cls: Any, name: str, template: dict[str, Any], account: str, region: str, **named: Any) -> Any:
+    def create(cls: Any, name: str, template: dict[str, Any], account: str, region: str, /, **named: Any) -> Any:
         role = original(cls, name, template, account, region, **named)
         for arn in template["Properties"].get("ManagedPolicyArns", []):
             try:

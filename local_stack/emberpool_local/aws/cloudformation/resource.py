@@ -61,7 +61,12 @@ class _ApiResource:
 
     @classmethod
     def create_from_cloudformation_json(
-        cls, resource_name: str, cloudformation_json: Properties, account_id: str, region_name: str, **named: Any
+        cls,
+        resource_name: str,
+        cloudformation_json: Properties,
+        account_id: str,  # noqa: ARG003 (moto's signature)
+        region_name: str,
+        **named: Any,
     ) -> Any:
         properties = cloudformation_json.get("Properties", {})
         try:

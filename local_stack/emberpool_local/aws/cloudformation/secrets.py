@@ -26,7 +26,7 @@ def register_types() -> None:
 
 
 def _create_secret(region: str, properties: Properties, name: str) -> Made:
-    kept = {key: properties[key] for key in ("Description", "KmsKeyId", "Tags") if key in properties}
+    kept: Properties = {key: properties[key] for key in ("Description", "KmsKeyId", "Tags") if key in properties}
     kept |= {"Name": properties.get("Name") or name, "SecretString": _secret_string(region, properties)}
     arn = call(region, SECRET, SERVICE, "create_secret", kept)["ARN"]
     return Made(arn, {"Id": arn})

@@ -1,0 +1,69 @@
+"""Writes the tables of docs/ from the code that they describe: `make docs`. A test fails when they are out of date."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from emberpool.settings import LayerSettings
+from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS
+from emberpool_proxy.settings import ProxySettings, variable
+
+FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parent / "infra"))  # our app is no part of the wheel
+
+from emberpool_app.context import CONTEXT  # noqa: E402
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def settings_rows(settings: type, prefix: str) -> list[list[str]]:
+    """Return variable, default and meaning of each field of a settings class."""
+    rows = []
+    for field in dataclasses.fields(settings):
+        default = "(must be set)" if field.default is dataclasses.MISSING else f"`{field.default}`"
+        if default in ("`None`", "``"):
+            default = ""
+        rows.append([f"`{prefix}{field.name.upper()}`", default, field.metadata["help"]])
+    return rows
+
+
+def generated() -> dict[str, str]:
+    """Return each generated part by its name."""
+    header = ("variable", "default", "meaning")
+    return {
+        "layer": table(header, settings_rows(LayerSettings, "EMBERPOOL_")),
+        "proxy": table(header, settings_rows(ProxySettings, variable(""))),
+        "pgbouncer": table(
+            ("setting", "value", "why"), ([f"`{name}`", f"`{value}`", why] for name, value, why in CHANGED_DEFAULTS)
+        ),
+        "context": table(
+            ("context value", "default", "meaning"),
+            ([f"`{row.name}`", f"`{row.default}`" if row.default else "", row.help] for row in CONTEXT),
+        ),
+    }
+
+
+def page_with_tables(text: str) -> str:
+    """Return a page with each generated part between its two marks."""
+    for name, part in generated().items():
+        marks = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = marks.sub(lambda match, part=part: f"{match[1]}\n{part}\n\n{match[2]}", text)
+    return text
+
+
+def main() -> None:
+    """Write the pages."""
+    for page in sorted(FOLDER.glob("*.md")):
+        page.write_text(page_with_tables(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What the default app's templates say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from emberpool_app.deployment import DATABASE, EXAMPLE, NETWORK, POOL
+
+from tests.infra.conftest import Synthesized
+
+
+def _container(synthesized: Synthesized) -> dict[str, Any]:
+    (container,) = synthesized.only(POOL, "AWS::ECS::TaskDefinition")["ContainerDefinitions"]
+    result: dict[str, Any] = container
+    return result
+
+
+def test_no_task_dies_without_its_successor_and_failures_roll_back(synthesized: Synthesized) -> None:
+    """A deployment starts new tasks first, at most twice as many, and returns to the old ones when they fail."""
+    service = synthesized.only(POOL, "AWS::ECS::Service")
+    deployment = service["DeploymentConfiguration"]
+    assert (deployment["MinimumHealthyPercent"], deployment["MaximumPercent"]) == (100, 200)
+    assert deployment["DeploymentCircuitBreaker"] == {"Enable": True, "Rollback": True}
+    assert service["DesiredCount"] == 2
+    assert service["NetworkConfiguration"]["AwsvpcConfiguration"]["AssignPublicIp"] == "DISABLED"
+
+
+def test_container_is_locked_down(synthesized: Synthesized) -> None:
+    """The container runs as a user without rights, on a read-only root, and writes to its run folder only."""
+    container = _container(synthesized)
+    assert container["User"] not in ("", "0", "root")
+    assert container["ReadonlyRootFilesystem"] is True
+    (mount,) = container["MountPoints"]
+    assert mount == {"ContainerPath": "/run/emberpool", "ReadOnly": False, "SourceVolume": "run"}
+    assert container["StopTimeout"] == 120
+    task = synthesized.only(POOL, "AWS::ECS::TaskDefinition")
+    assert task["RuntimePlatform"]["CpuArchitecture"] == "ARM64"
+
+
+def test_secrets_are_references(synthesized: Synthesized) -> None:
+    """Users and passwords reach the container as ECS secrets; its plain environment has neither."""
+    container = _container(synthesized)
+    named = {each["Name"]: each["ValueFrom"] for each in container["Secrets"]}
+    assert sorted(named) == [
+        "EMBERPOOL_PROXY_CLIENT_PASSWORD",
+        "EMBERPOOL_PROXY_CLIENT_USER",
+        "EMBERPOOL_PROXY_DATABASE_PASSWORD",
+        "EMBERPOOL_PROXY_DATABASE_USER",
+    ]
+    assert not {each["Name"] for each in container["Environment"]} & set(named)
+
+
+def test_no_template_holds_a_secret(synthesized: Synthesized) -> None:
+    """Nothing in the whole assembly is a password: secrets are generated in AWS and resolved there."""
+    for name, template in synthesized.templates.items():
+        text = json.dumps(template)
+        assert "SecretString\"" not in text.replace("GenerateSecretString\"", ""), name
+        for resource in template["Resources"].values():
+            for key, value in _leaves(resource.get("Properties", {})):
+                if key.lower().endswith(("password", "masteruserpassword")):
+                    assert "{{resolve:secretsmanager:" in json.dumps(value), (name, key)
+
+
+def _leaves(value: Any, key: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        if any(name.startswith("Fn::") or name == "Ref" for name in value):
+            return [(key, value)]
+        return [leaf for name, each in value.items() for leaf in _leaves(each, name)]
+    if isinstance(value, list):
+        return [leaf for each in value for leaf in _leaves(each, key)]
+    return [(key, value)]
+
+
+def test_client_secret_is_long_and_needs_no_quoting(synthesized: Synthesized) -> None:
+    """The functions' password has at least 256 bits of letters and digits."""
+    generated = synthesized.only(POOL, "AWS::SecretsManager::Secret")["GenerateSecretString"]
+    assert generated["PasswordLength"] >= 43
+    assert generated["ExcludePunctuation"] is True
+    assert json.loads(generated["SecretStringTemplate"]) == {"username": "emberpool"}
+    assert generated["GenerateStringKey"] == "password"
+
+
+def test_load_balancer_is_internal_and_asks_for_readiness(synthesized: Synthesized) -> None:
+    """Clients connect on 6432 from inside only; a task gets them when /readyz says so."""
+    balancer = synthesized.only(POOL, "AWS::ElasticLoadBalancingV2::LoadBalancer")
+    assert (balancer["Scheme"], balancer["Type"]) == ("internal", "network")
+    target = synthesized.only(POOL, "AWS::ElasticLoadBalancingV2::TargetGroup")
+    assert (target["HealthCheckProtocol"], target["HealthCheckPort"]) == ("HTTP", "8080")
+    assert target["HealthCheckPath"] == "/readyz"
+    assert target["TargetType"] == "ip"
+    assert {"Key": "deregistration_delay.timeout_seconds", "Value": "15"} in target["TargetGroupAttributes"]
+
+
+def test_budget_is_in_the_template_and_in_the_tasks(synthesized: Synthesized) -> None:
+    """The share that each task is told is the one that the metadata proves."""
+    (service,) = synthesized.resources(POOL, "AWS::ECS::Service")
+    metadata = service["Metadata"]["emberpool:ConnectionBudget"]
+    assert metadata == synthesized.budget.as_metadata()
+    environment = {each["Name"]: each["Value"] for each in _container(synthesized)["Environment"]}
+    assert environment["EMBERPOOL_PROXY_MAX_SERVER_CONNECTIONS"] == str(metadata["ConnectionsPerTask"])
+    scaling = synthesized.only(POOL, "AWS::ApplicationAutoScaling::ScalableTarget")
+    assert (scaling["MinCapacity"], scaling["MaxCapacity"]) == (metadata["MinTasks"], metadata["MaxTasks"])
+    parameters = synthesized.only(DATABASE, "AWS::RDS::DBParameterGroup")["Parameters"]
+    assert parameters == {"max_connections": str(metadata["MaxConnections"]), "rds.force_ssl": "1"}
+
+
+def test_database_is_private_and_encrypted(synthesized: Synthesized) -> None:
+    """The new database is not reachable from outside, is encrypted, and goes with its stack."""
+    instance = synthesized.only(DATABASE, "AWS::RDS::DBInstance")
+    assert instance["PubliclyAccessible"] is False
+    assert instance["StorageEncrypted"] is True
+    (resource,) = synthesized.resources(DATABASE, "AWS::RDS::DBInstance")
+    assert resource["DeletionPolicy"] == "Delete"
+
+
+def test_network_has_no_way_out(synthesized: Synthesized) -> None:
+    """There is no NAT gateway and no internet gateway; endpoints for what the tasks and the function call."""
+    kinds = {each["Type"] for each in synthesized.templates[NETWORK]["Resources"].values()}
+    assert not kinds & {"AWS::EC2::NatGateway", "AWS::EC2::InternetGateway", "AWS::EC2::VPNGateway"}
+    endpoints = json.dumps(synthesized.resources(NETWORK, "AWS::EC2::VPCEndpoint"))
+    for service in ("ecr.api", "ecr.dkr", "logs", "secretsmanager", ".s3"):
+        assert service in endpoints
+
+
+def test_function_reaches_the_pool_and_nothing_but_the_pool_the_tasks(synthesized: Synthesized) -> None:
+    """Rules lead from the function to the load balancer, from it to the tasks, from them to the database."""
+    into_balancer = synthesized.only(EXAMPLE, "AWS::EC2::SecurityGroupIngress")
+    assert (into_balancer["FromPort"], into_balancer["ToPort"]) == (6432, 6432)
+    assert "OrdersSecurityGroup" in json.dumps(into_balancer["SourceSecurityGroupId"])
+    ports = {
+        each["Properties"]["FromPort"]
+        for each in synthesized.resources(POOL, "AWS::EC2::SecurityGroupIngress")
+        if "TaskSecurityGroup" in json.dumps(each["Properties"]["GroupId"])
+    }
+    assert ports == {6432, 8080}
+    for group in synthesized.resources(POOL, "AWS::EC2::SecurityGroup"):
+        assert not group["Properties"].get("SecurityGroupIngress")
+        assert '"-1"' not in json.dumps(group["Properties"]["SecurityGroupEgress"]).replace("255.255.255.255", "") or (
+            group["Properties"]["SecurityGroupEgress"][0]["CidrIp"] == "255.255.255.255/32"
+        )
+
+
+def test_function_may_read_the_client_secret_only(synthesized: Synthesized) -> None:
+    """The function's role reads one secret, the client's; it never gets the database's."""
+    policy = synthesized.only(EXAMPLE, "AWS::IAM::Policy")
+    statements = policy["PolicyDocument"]["Statement"]
+    secrets = [each for each in statements if "secretsmanager:GetSecretValue" in each["Action"]]
+    (statement,) = secrets
+    assert "ClientSecret" in json.dumps(statement["Resource"])
+    assert "Instance" not in json.dumps(statement["Resource"])
+
+
+def test_outputs_name_what_a_user_needs(synthesized: Synthesized) -> None:
+    """Endpoint, layer, client secret and function are outputs."""
+    pool = {name for name in synthesized.templates[POOL]["Outputs"] if not name.startswith("Exports")}
+    assert pool == {"ProxyEndpoint", "ClientSecretArn", "LayerArn"}
+    assert "FunctionName" in synthesized.templates[EXAMPLE]["Outputs"]
+
+
+def test_everything_goes_with_its_stack(synthesized: Synthesized) -> None:
+    """No resource of the default app is kept when its stack is deleted: nothing goes on costing money."""
+    for name, template in synthesized.templates.items():
+        kept = [key for key, each in template["Resources"].items() if each.get("DeletionPolicy") == "Retain"]
+        assert not kept, name
