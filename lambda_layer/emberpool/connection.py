@@ -52,7 +52,7 @@ class WarmConnection:
         if connection is not None:
             if _succeeded(connection, begin):
                 return connection
-            if not _is_lost(connection):
+            if not _is_lost(connection) or _is_pool_busy(connection):
                 _raise_begin_failed(connection)
             self.discard()
         connection = self._open()
@@ -155,6 +155,11 @@ def _is_lost(connection: Connection) -> bool:
     return connection.pgconn.status != ConnStatus.OK
 
 
+def _is_pool_busy(connection: Connection) -> bool:
+    # PgBouncer closes the client with it. Another try would wait in the same line for as long again.
+    return b"query_wait_timeout" in connection.pgconn.error_message
+
+
 def _answers(connection: Connection, seconds: float) -> bool:
     """Send an empty query and wait for its end with a deadline of our own."""
     pgconn = connection.pgconn
@@ -183,8 +188,9 @@ def _is_login_failure(error: psycopg.OperationalError) -> bool:
 
 def _raise_begin_failed(connection: Connection) -> NoReturn:
     message = connection.pgconn.error_message.decode(errors="replace").strip()
+    is_pool_busy = _is_pool_busy(connection)
     connection.close()
-    if "query_wait_timeout" in message:
+    if is_pool_busy:
         raise PoolBusy(f"every server connection of the pool stayed busy; nothing has run: {message}")
     raise ConnectionUnavailable(f"the transaction could not be started; nothing has run: {message}")
 

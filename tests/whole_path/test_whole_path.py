@@ -149,17 +149,24 @@ async def test_no_statement_outlives_its_environment(stack: LocalStack, admin: p
     assert ledger(admin) == []
 
 
-async def test_busy_pool_is_a_clear_error() -> None:
+@pytest.mark.parametrize("is_warm", [False, True], ids=["cold", "warm"])
+async def test_busy_pool_is_a_clear_error(is_warm: bool) -> None:
     """When every server connection stays busy for query_wait, the invocation fails with PoolBusy and ran nothing."""
     with (
         LocalStack(max_connections=10, max_server_connections=1, proxy_settings={"query_wait_seconds": "1"}) as stack,
         psycopg.connect(stack.proxy_conninfo) as holder,
     ):
-        holder.execute("select 1")  # in a transaction: it keeps the only server connection
         async with fleet_of(stack) as fleet:
+            if is_warm:
+                answer(await invoke(fleet))
+            holder.execute("select 1")  # in a transaction: it keeps the only server connection
             outcome = await invoke(fleet)
-    assert outcome.error_type == "PoolBusy"
-    assert "nothing has run" in str(outcome.error_message)
+            assert outcome.error_type == "PoolBusy"
+            assert "nothing has run" in str(outcome.error_message)
+            # A busy pool is not asked again: the invocation waited once.
+            assert stack.proxy.log_path.read_text().count("pooler error: query_wait_timeout") == 1
+            holder.commit()
+            answer(await invoke(fleet))
 
 
 async def test_two_handlers_of_a_module_share_the_connection(stack: LocalStack) -> None:
