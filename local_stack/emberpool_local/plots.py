@@ -86,7 +86,7 @@ def outcomes_figure(result: DemoResult) -> str:
             orientation="h",
             marker={"color": colour},
         )
-    figure.update_layout(barmode="stack", bargap=0.35)
+    figure.update_layout(barmode="stack", bargap=0.35, showlegend=True)
     figure.update_xaxes(title="invocations")
     figure.update_yaxes(autorange="reversed", automargin=True)
     return _fragment(figure, "outcomes", height=150 + 56 * len(titles))

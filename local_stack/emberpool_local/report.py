@@ -28,17 +28,18 @@ from emberpool import warm_connection
 
 @warm_connection
 def handler(event, context, connection):
-    return connection.execute("select count(*) from orders").fetchone()[0]"""
+    orders = connection.execute("select count(*) from orders")
+    return orders.fetchone()[0]"""
 NEXT_STEPS = (
     {
         "text": "Put it into your AWS account, from the repository's folder (Node.js 22 or 24):",
         "code": "npm ci\nnpx cdk bootstrap\nnpx cdk deploy --all",
     },
+    {"text": "Your own function is three lines and its query:", "code": OWN_FUNCTION},
     {
-        "text": "Fire the burst at a function of your own, on this machine:",
-        "code": "emberpool burst app:handler --event event.json",
+        "text": "Fire the burst at it, on this machine:",
+        "code": "emberpool burst app:handler --event event.json --schema schema.sql",
     },
-    {"text": "And your own function is three lines and its query:", "code": OWN_FUNCTION},
 )
 
 
