@@ -39,6 +39,10 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     """SIGKILL of the parent ends its child, even one that dropped root on its way."""
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
@@ -59,15 +63,20 @@ def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
 def test_children_outlive_the_thread_that_asked_for_them(tmp_path: Path) -> None:
     """A child started from a thread keeps running when that thread ends."""
     children = []
-    thread = threading.Thread(target=lambda: children.append(start_child(SLEEPER, log_path=tmp_path / "log")))
+
+    def start() -> None:
+        child = start_child(SLEEPER, log_path=tmp_path / "log")
+        children.append(child)
+        # Until it has become `sleep`, setpriv may not have set the death signal that this test is about.
+        wait_until("the child did not become `sleep`", lambda: command_of(child.pid) == "sleep")
+
+    thread = threading.Thread(target=start)
     thread.start()
     thread.join()
     (child,) = children
     try:
-        wait_until(
-            "the child did not become `sleep`", lambda: Path(f"/proc/{child.pid}/cmdline").read_bytes()[:5] == b"sleep"
-        )
-        assert child.is_running
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.process.wait(0.2)
     finally:
         child.kill()
 

@@ -170,3 +170,16 @@ async def test_environments_die_with_the_fork_server(code_folder: Path) -> None:
         wait_until("environments outlived the fork server", lambda: not below & parents().keys())
         with pytest.raises(LocalStackError, match="forks Lambda execution environments has ended"):
             await fleet.invoke(b"1")
+
+
+def test_environments_die_when_owner_and_fork_server_are_killed_together(code_folder: Path) -> None:
+    """With nobody left who could clean up, the kernel ends the environments."""
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(OWNER), str(code_folder), "fork"]) as owner:
+        wait_until("the handler did not start", (code_folder / "busy").exists)
+        below = descendants(owner.pid)
+        (template,) = (pid for pid, parent in parents().items() if parent == owner.pid)
+        owner.send_signal(signal.SIGSTOP)  # it must not notice the end of the fork server
+        os.kill(template, signal.SIGKILL)
+        owner.send_signal(signal.SIGKILL)
+    assert len(below) >= 5
+    wait_until("processes outlived their owner", lambda: not below & parents().keys())

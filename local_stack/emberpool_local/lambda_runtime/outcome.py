@@ -7,7 +7,6 @@ Owns the words of Lambda for how an invocation ends (`Function.ResponseSizeTooLa
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,8 +112,3 @@ def crashed(exit_code: int) -> Answer:
 def _error(status: Status, error_type: str, message: str, exit_code: int | None = None) -> Answer:
     payload = json.dumps({"errorType": error_type, "errorMessage": message}).encode()
     return Answer(status, payload, error_type, message, exit_code=exit_code)
-
-
-def shown_trace(stack_trace: Sequence[str]) -> str:
-    """Return a stack trace of the runtime client as text."""
-    return "".join(line if line.endswith("\n") else line + "\n" for line in stack_trace)
