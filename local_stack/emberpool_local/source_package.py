@@ -33,8 +33,9 @@ class PrivateApt:
         """Unpack `package` of `suite` and return its folder. Raises BuildFailed."""
         (self._folder / "etc" / "sources.list.d").mkdir(exist_ok=True)
         sources = self._folder / "etc" / "sources.list.d" / "emberpool.sources"
+        sources.touch(mode=0o600)  # a mirror's address may hold a password, too
         sources.write_text(_stanza(suite, component, mirror))
-        # Error-Mode=any: a suite that the mirror lacks is a failure, not a warning.
+        # Without error-on=any a suite that the mirror lacks would be a warning only.
         self._run(["apt-get", "--quiet", "update", "--error-on=any"])
         unpacked = self._folder / f"source-{suite}"
         unpacked.mkdir(exist_ok=True)

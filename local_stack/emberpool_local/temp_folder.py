@@ -23,6 +23,7 @@ OWNER_FILE = ".owner"
 LONGEST_PATH_BYTES = 70
 # Between mkdir and taking the lock a folder looks as if it had no owner.
 SECONDS_TO_TAKE_LOCK = 60.0
+REMOVE_TRIES = 5
 
 
 class TempFolder:
@@ -53,7 +54,7 @@ class TempFolder:
     def close(self) -> None:
         """Remove the folder and all that is in it."""
         if self._path is not None:
-            shutil.rmtree(self._path, ignore_errors=True)
+            _remove(self._path)
             self._path = None
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -73,7 +74,24 @@ def sweep(parent: Path) -> None:
     for folder in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):  # another process sweeps too, or another user's folder
             if folder.lstat().st_uid == os.geteuid() and folder.is_dir() and _is_ownerless(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove `folder`, its owner file last: what cannot be removed now can still be told as ours and swept later.
+
+    A server whose owner was killed may still be writing its last files.
+    """
+    for _ in range(REMOVE_TRIES):
+        rest = [path for path in folder.iterdir() if path.name != OWNER_FILE]
+        if not rest:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        for path in rest:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _is_ownerless(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from emberpool_local.ports import LOOPBACK, free_port
 from emberpool_local.postgres import EmbeddedPostgres
 from emberpool_local.proxy import DatabaseAccess, LocalProxy
 from emberpool_local.stack import LocalStack
+from emberpool_local.temp_folder import sweep
 from emberpool_local.waiting import wait_until
 
 KILLED = """
@@ -27,6 +28,7 @@ import time
 from emberpool_local.stack import LocalStack
 stack = LocalStack()
 stack.open()
+print(stack.proxy.run_folder.parent, stack.postgres.log_path.parent.parent)
 print(stack.postgres.port, stack.proxy.port, stack.proxy.health_port, flush=True)
 time.sleep(600)
 """
@@ -137,8 +139,9 @@ def test_killed_stack_leaves_no_server(pgbouncer_program: PgbouncerProgram) -> N
     owner = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     try:
+        folders = owner.stdout.readline().split()
         ports = [int(port) for port in owner.stdout.readline().split()]
-        assert len(ports) == 3
+        assert len(folders) == 2
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         wait_until("a server outlived its owner", lambda: not any(map(is_listening, ports)))
@@ -146,6 +149,13 @@ def test_killed_stack_leaves_no_server(pgbouncer_program: PgbouncerProgram) -> N
         owner.kill()
         owner.stdout.close()
         owner.wait()
+
+        # The next stack would sweep; there may be none after the last test.
+        def is_swept() -> bool:
+            sweep(Path(folders[0]).parent)
+            return not any(map(os.path.exists, folders))
+
+        wait_until("a folder was not swept", is_swept)
 
 
 def test_taken_proxy_port_is_an_error_and_stops_postgres(pgbouncer_program: PgbouncerProgram) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local.temp_folder import TempFolder, sweep
+from emberpool_local.temp_folder import OWNER_FILE, TempFolder, sweep
 
 MAKER = """
 import time
@@ -59,6 +59,19 @@ def test_folder_without_an_owner_file_is_swept_only_when_it_is_empty_and_old(tmp
     assert new.exists()
     assert foreign.exists()
     assert not old.exists()
+
+
+def test_folder_that_cannot_be_removed_whole_is_swept_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that a dying server still writes into keeps the mark by which the next sweep knows it."""
+    left = tmp_path / "emberpool-test-left"
+    (left / "data").mkdir(parents=True)
+    (left / OWNER_FILE).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path, ignore_errors: None)  # as when a file appears after each look
+        sweep(tmp_path)
+    assert (left / OWNER_FILE).exists()
+    sweep(tmp_path)
+    assert not left.exists()
 
 
 def test_folder_is_short_enough_for_a_socket_below_a_deep_tmpdir(

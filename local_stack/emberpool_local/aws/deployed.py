@@ -9,8 +9,9 @@ from typing import Any
 from emberpool_local.aws.cdk_command import CdkCommand
 from emberpool_local.aws.moto_process import MotoServer
 
-# The test account's own: every AWS account has a default VPC, and cdk bootstrap stays.
+# Made by `cdk bootstrap`; an account keeps them.
 BOOTSTRAP_STACK = "CDKToolkit"
+BOOTSTRAP_ROLES = "cdk-hnb659fds-"
 
 
 @dataclass(frozen=True)
@@ -36,41 +37,54 @@ def created(command: CdkCommand, server: MotoServer) -> list[Row]:
 
 
 def left_over(server: MotoServer) -> list[Row]:
-    """Return what still exists after `cdk destroy`: nothing, if all is well."""
-    stacks = [row for row in _stacks(server) if row.name != BOOTSTRAP_STACK]
-    default = {each["VpcId"] for each in server.client("ec2").describe_vpcs()["Vpcs"] if each["IsDefault"]}
-    vpcs = [
-        Row("VPC", each["VpcId"], each["CidrBlock"])
-        for each in server.client("ec2").describe_vpcs()["Vpcs"]
-        if each["VpcId"] not in default
-    ]
-    groups = [
-        Row("security group", each["GroupName"], each["GroupId"])
-        for each in server.client("ec2").describe_security_groups()["SecurityGroups"]
-        if each["VpcId"] not in default
-    ]
-    secrets = [
-        Row("secret", each["Name"], each["ARN"])
-        for each in server.client("secretsmanager").list_secrets()["SecretList"]
-    ]
-    logs = [
-        Row("log group", each["logGroupName"], "") for each in server.client("logs").describe_log_groups()["logGroups"]
-    ]
-    layers = [
-        Row("layer", each["LayerName"], each["LatestMatchingVersion"]["LayerVersionArn"])
-        for each in server.client("lambda").list_layers()["Layers"]
-    ]
+    """Return what still exists after `cdk destroy`: nothing, if all is well.
+
+    The account's default VPC and the bootstrap stack are not of the app.
+    """
     return [
-        *stacks,
-        *vpcs,
-        *groups,
-        *secrets,
-        *logs,
-        *layers,
+        *(row for row in _stacks(server) if row.name != BOOTSTRAP_STACK),
+        *_network_left(server),
+        *_roles_left(server),
+        *_storage_left(server),
         *_service(server),
         *_balancers(server),
         *_functions(server),
         *_databases(server),
+    ]
+
+
+def _network_left(server: MotoServer) -> list[Row]:
+    ec2 = server.client("ec2")
+    vpcs = ec2.describe_vpcs()["Vpcs"]
+    default = {each["VpcId"] for each in vpcs if each["IsDefault"]}
+    found = {
+        "VPC": (vpcs, "VpcId"),
+        "security group": (ec2.describe_security_groups()["SecurityGroups"], "GroupId"),
+        "subnet": (ec2.describe_subnets()["Subnets"], "SubnetId"),
+        "route table": (ec2.describe_route_tables()["RouteTables"], "RouteTableId"),
+        "endpoint": (ec2.describe_vpc_endpoints()["VpcEndpoints"], "VpcEndpointId"),
+    }
+    return [
+        Row(kind, each[name], each["VpcId"])
+        for kind, (resources, name) in found.items()
+        for each in resources
+        if each["VpcId"] not in default
+    ]
+
+
+def _roles_left(server: MotoServer) -> list[Row]:
+    roles = server.client("iam").list_roles()["Roles"]
+    return [Row("role", each["RoleName"], "") for each in roles if not each["RoleName"].startswith(BOOTSTRAP_ROLES)]
+
+
+def _storage_left(server: MotoServer) -> list[Row]:
+    secrets = server.client("secretsmanager").list_secrets()["SecretList"]
+    logs = server.client("logs").describe_log_groups()["logGroups"]
+    layers = server.client("lambda").list_layers()["Layers"]
+    return [
+        *(Row("secret", each["Name"], each["ARN"]) for each in secrets),
+        *(Row("log group", each["logGroupName"], "") for each in logs),
+        *(Row("layer", each["LayerName"], each["LatestMatchingVersion"]["LayerVersionArn"]) for each in layers),
     ]
 
 
