@@ -7,6 +7,7 @@ how a process runs is process's.
 from __future__ import annotations
 
 import asyncio
+import resource
 import secrets
 import socket
 import time
@@ -32,6 +33,7 @@ CRASHES_BEFORE_GIVING_UP = 5
 CRASH_WINDOW_SECONDS = 60.0
 LONGEST_BACK_OFF_SECONDS = 2.0
 DRAIN_PROBE_SECONDS = 0.2
+SPARE_FILE_DESCRIPTORS = 100  # listening sockets, the console, logs and the agent's own
 
 
 class Supervisor:
@@ -66,6 +68,7 @@ class Supervisor:
         settings = self._settings
         program = await find_program(settings)
         _check_client_port(settings)
+        _allow_file_descriptors(settings)
         folder = RunFolder.prepare(settings.run_path, settings.run_as_user)
         if folder.owner:
             program = folder.copy_program(program)
@@ -198,3 +201,17 @@ def _check_client_port(settings: ProxySettings) -> None:
                 f"cannot listen on {settings.listen_host}:{settings.client_port} for clients: {error.strerror}; "
                 f"end the program that uses it or set {variable('client_port')}"
             ) from error
+
+
+def _allow_file_descriptors(settings: ProxySettings) -> None:
+    # PgBouncer inherits the limit and refuses clients above it; the usual soft limit of 1,024 is far too low.
+    needed = settings.max_client_connections + settings.max_server_connections + SPARE_FILE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < needed:
+            logger.warning(
+                "the limit of open files is too low for max_client_connections",
+                extra={"fields": {"limit": soft, "needed": needed}},
+            )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import signal
 import socket
 import stat
@@ -164,6 +166,19 @@ def test_killed_agent_leaves_no_pgbouncer(make_proxy: MakeProxy) -> None:
     pid = proxy.pgbouncer_pid()
     proxy.process.kill()
     wait_until("PgBouncer outlived its agent", lambda: not is_running(pid))
+
+
+def test_low_limit_of_open_files_is_raised_for_pgbouncer(make_proxy: MakeProxy) -> None:
+    """Started with the usual soft limit of 1,024 open files, PgBouncer still gets enough for all its clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    proxy = make_proxy(max_client_connections=2000)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        proxy.start_ready()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    limits = Path(f"/proc/{proxy.pgbouncer_pid()}/limits").read_text()
+    assert int(re.search(r"Max open files\s+(\d+)", limits)[1]) >= 2005
 
 
 def test_database_that_is_down_at_start_is_waited_for(make_proxy: MakeProxy) -> None:
