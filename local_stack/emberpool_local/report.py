@@ -32,8 +32,8 @@ def handler(event, context, connection):
     return orders.fetchone()[0]"""
 NEXT_STEPS = (
     {
-        "text": "Put it into your AWS account, from the repository's folder (Node.js 22 or 24):",
-        "code": "npm ci\nnpx cdk bootstrap\nnpx cdk deploy --all",
+        "text": "Put it into your AWS account, from the repository's folder (with AWS credentials and docker):",
+        "code": "make synth\nnpx cdk bootstrap\nnpx cdk deploy --all",
     },
     {"text": "Your own function is three lines and its query:", "code": OWN_FUNCTION},
     {
