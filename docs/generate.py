@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS
 from emberpool_proxy.settings import ProxySettings, variable
 
 FOLDER = Path(__file__).parent
+END = "<!-- end -->"
 sys.path.insert(0, str(FOLDER.parent / "infra"))  # our app is no part of the wheel
 
 from emberpool_app.context import CONTEXT  # noqa: E402
@@ -54,8 +54,10 @@ def generated() -> dict[str, str]:
 def page_with_tables(text: str) -> str:
     """Return a page with each generated part between its two marks."""
     for name, part in generated().items():
-        marks = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = marks.sub(lambda match, part=part: f"{match[1]}\n{part}\n\n{match[2]}", text)
+        mark = f"<!-- generated: {name} -->\n"
+        before, found, after = text.partition(mark)
+        if found:
+            text = f"{before}{mark}\n{part}\n\n{END}{after.partition(END)[2]}"
     return text
 
 
