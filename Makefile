@@ -25,7 +25,7 @@ up: local ## run PostgreSQL and the proxy here until Ctrl-C (ARGS="--proxy-port 
 
 .PHONY: test
 test: dev node ## run every test (ARGS="-k budget" …)
-	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: dev ## check style, formatting, imports and shell scripts
@@ -61,7 +61,7 @@ docs: dev ## write the generated pages of docs/ again
 
 .PHONY: image
 image: dev ## build the proxy's container image (needs docker)
-	@$(BIN)/python -m emberpool_cdk.proxy_image $(ARGS)
+	@$(BIN)/python infra/build_image.py $(ARGS)
 
 .PHONY: lock
 lock: dev ## resolve the dependencies again and write requirements/*.txt

@@ -13,7 +13,10 @@ import pytest
 # Read when aws_cdk is imported.
 os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "20")
 
-from aws_cdk import App, Stack, aws_ec2 as ec2, aws_secretsmanager as secretsmanager
+from aws_cdk import App, Stack
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_secretsmanager as secretsmanager
+
 from emberpool_app.deployment import DATABASE, EXAMPLE, NETWORK, POOL, add_stacks
 from emberpool_cdk import ConnectionBudget, PoolDatabase, PoolProxy
 
@@ -21,10 +24,10 @@ CHECKOUT = Path(__file__).parents[2]
 Template = dict[str, Any]
 
 
-def make_app(**context: Any) -> App:
+def make_app(folder: Path, **context: Any) -> App:
     """Return an app with cdk.json's context that bundles nothing: layers are built in their own tests."""
     ours = json.loads((CHECKOUT / "cdk.json").read_text())["context"]
-    return App(context={**ours, "aws:cdk:bundling-stacks": [], **context})
+    return App(outdir=str(folder / "cdk.out"), context={**ours, "aws:cdk:bundling-stacks": [], **context})
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class Synthesized:
 
 
 @pytest.fixture(scope="session")
-def synthesized() -> Synthesized:
+def synthesized(tmp_path_factory: pytest.TempPathFactory) -> Synthesized:
     """The default app, synthesized once per worker."""
-    app = make_app()
+    app = make_app(tmp_path_factory.mktemp("default_app"))
     budget = add_stacks(app)
     assembly = app.synth()
     templates = {name: assembly.get_stack_by_name(name).template for name in (NETWORK, DATABASE, POOL, EXAMPLE)}
@@ -59,8 +62,8 @@ def synthesized() -> Synthesized:
 class PoolInAStack:
     """A user's own stack with a VPC and a pool before a database that is run elsewhere."""
 
-    def __init__(self, **pool: Any) -> None:
-        self.app = make_app()
+    def __init__(self, folder: Path, **pool: Any) -> None:
+        self.app = make_app(folder)
         self.stack = Stack(self.app, "Users")
         self.vpc = ec2.Vpc(self.stack, "Vpc", max_azs=2, nat_gateways=1)
         secret = secretsmanager.Secret.from_secret_name_v2(self.stack, "Secret", "theirs")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from emberpool_cdk.connection_budget import BudgetExceeded, ConnectionBudget
-from hypothesis import given, strategies as st
 
 COUNTS = st.integers(min_value=1, max_value=6000)
 TASKS = st.integers(min_value=1, max_value=300)

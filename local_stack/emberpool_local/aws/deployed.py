@@ -57,12 +57,14 @@ def _network_left(server: MotoServer) -> list[Row]:
     ec2 = server.client("ec2")
     vpcs = ec2.describe_vpcs()["Vpcs"]
     default = {each["VpcId"] for each in vpcs if each["IsDefault"]}
+    # A deleted endpoint stays listed for a while.
+    endpoints = [each for each in ec2.describe_vpc_endpoints()["VpcEndpoints"] if each["State"] != "deleted"]
     found = {
         "VPC": (vpcs, "VpcId"),
         "security group": (ec2.describe_security_groups()["SecurityGroups"], "GroupId"),
         "subnet": (ec2.describe_subnets()["Subnets"], "SubnetId"),
         "route table": (ec2.describe_route_tables()["RouteTables"], "RouteTableId"),
-        "endpoint": (ec2.describe_vpc_endpoints()["VpcEndpoints"], "VpcEndpointId"),
+        "endpoint": (endpoints, "VpcEndpointId"),
     }
     return [
         Row(kind, each[name], each["VpcId"])
