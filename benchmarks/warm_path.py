@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emberpool import settings as names
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.postgres.server import EmbeddedPostgres
 
 Invoke = Callable[[], object]
 BASELINE = "raw psycopg, a global connection"

@@ -13,7 +13,7 @@ os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "20")
 try:
     from emberpool_cdk import ProxyContext, SourceMissing
 except ModuleNotFoundError as missing:
-    sys.exit(f"emberpool: the Python package {missing.name} is missing; run `make install` first")
+    sys.exit(f"emberpool: the Python package {missing.name} is missing; run `make synth`, which installs it")
 
 
 def main() -> int:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from emberpool_local.pgbouncer_program import PgbouncerProgram, find_pgbouncer
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.pgbouncer.program import PgbouncerProgram, find_pgbouncer
+from emberpool_local.postgres.server import EmbeddedPostgres
 
 
 @pytest.fixture(scope="session")

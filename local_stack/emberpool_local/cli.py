@@ -50,7 +50,7 @@ def _clear_errors(debug: bool) -> Iterator[None]:
 
 
 def _burst_options(command: Command) -> Command:
-    from emberpool_local import demo  # noqa: PLC0415 (only for its defaults, and `--help` stays quick)
+    from emberpool_local.burst import demo  # noqa: PLC0415 (only for its defaults, and `--help` stays quick)
 
     options = (
         click.option("--environments", type=int, default=demo.ENVIRONMENTS, help="Execution environments at once."),
@@ -95,8 +95,8 @@ def demo(
 
     Exits with 1 when the naive way did not fail or emberpool did.
     """
-    from emberpool_local.demo import run_demo  # noqa: PLC0415
-    from emberpool_local.promises import promises_broken  # noqa: PLC0415
+    from emberpool_local.burst.demo import run_demo  # noqa: PLC0415
+    from emberpool_local.burst.promises import promises_broken  # noqa: PLC0415
     from emberpool_local.shown_progress import ShownProgress  # noqa: PLC0415
 
     with _clear_errors(debug):
@@ -142,8 +142,8 @@ def burst(
     output: Path,
 ) -> None:
     """Fire the demo's burst at a handler of your own, through the proxy."""
+    from emberpool_local.burst.own_function import run_own_burst  # noqa: PLC0415
     from emberpool_local.lambda_runtime import parse_handler_reference  # noqa: PLC0415
-    from emberpool_local.own_function import run_own_burst  # noqa: PLC0415
     from emberpool_local.shown_progress import ShownProgress  # noqa: PLC0415
 
     with _clear_errors(debug):
@@ -179,7 +179,7 @@ def up(
     debug: bool, max_connections: int, max_server_connections: int, postgres_port: int | None, proxy_port: int | None
 ) -> None:
     """Run PostgreSQL and the proxy on this machine until Ctrl-C; nothing is left behind."""
-    from emberpool_local.burst_stack import check_limits  # noqa: PLC0415
+    from emberpool_local.burst.target import check_limits  # noqa: PLC0415
     from emberpool_local.stack import LocalStack  # noqa: PLC0415
     from emberpool_local.up import run_until_stopped  # noqa: PLC0415
 
@@ -236,16 +236,16 @@ def _event(event_file: Any) -> bytes:
 
 def _check_page_can_be_written(path: Path) -> None:
     """Raise PageNotWritable now rather than after a minute of work."""
-    from emberpool_local.report import PageNotWritable  # noqa: PLC0415
+    from emberpool_local.report.page import PageNotWritable  # noqa: PLC0415
 
     if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise PageNotWritable(f"the page {path} cannot be written", "name another file with --output")
 
 
 def _show_result(result: Any, output: Path, as_json: bool, broken: list[str]) -> None:
-    from emberpool_local.report import NEXT_STEPS, terminal_table, write_page  # noqa: PLC0415
-    from emberpool_local.results import to_json  # noqa: PLC0415
-    from emberpool_local.wording import headline  # noqa: PLC0415
+    from emberpool_local.burst.results import to_json  # noqa: PLC0415
+    from emberpool_local.report.page import NEXT_STEPS, terminal_table, write_page  # noqa: PLC0415
+    from emberpool_local.report.wording import headline  # noqa: PLC0415
 
     write_page(result, output, broken)
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from emberpool_local.burst import check_event
+from emberpool_local.burst.fire import check_event
 from emberpool_local.errors import InvocationFailed, LocalStackError
 from emberpool_local.lambda_runtime import Fleet, HandlerReference, Outcome
 from emberpool_local.running_stack import find_running

@@ -21,12 +21,12 @@ from typing import Self
 
 from psycopg.conninfo import make_conninfo
 
-from emberpool_local.children import Child, start_child
 from emberpool_local.errors import PortTaken, ProxyUnavailable
-from emberpool_local.pgbouncer_program import PgbouncerProgram, find_pgbouncer
-from emberpool_local.ports import LOOPBACK, free_port, is_free
-from emberpool_local.temp_folder import TempFolder
-from emberpool_local.waiting import wait_until
+from emberpool_local.host.children import Child, start_child
+from emberpool_local.host.ports import LOOPBACK, free_port, is_free
+from emberpool_local.host.temp_folder import TempFolder
+from emberpool_local.host.waiting import wait_until
+from emberpool_local.pgbouncer.program import PgbouncerProgram, find_pgbouncer
 from emberpool_proxy.settings import PREFIX, variable
 
 CLIENT_USER = "function"

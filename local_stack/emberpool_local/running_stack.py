@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emberpool_local.cache import cache_folder
-from emberpool_local.file_lock import try_lock
+from emberpool_local.host.cache import cache_folder
+from emberpool_local.host.file_lock import try_lock
 
 FILE_NAME = "up.json"
 

@@ -8,7 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from emberpool_local.burst import BurstProgress
+from emberpool_local.burst.fire import BurstProgress
 
 # Without a terminal (CI, a pipe) a bar cannot move: a line now and then shows that the work goes on.
 LINE_EACH_SHARE = 0.25

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from emberpool import settings as layer
-from emberpool_local.pgbouncer_program import find_pgbouncer
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.pgbouncer.program import find_pgbouncer
+from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_local.proxy import DatabaseAccess, LocalProxy
 
 DATABASE = "app"

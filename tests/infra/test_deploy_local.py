@@ -27,7 +27,6 @@ def deployment(checkout: Path) -> Iterator[Deployment]:
 
 
 # One worker runs all of these: the deployment is made once.
-pytestmark = pytest.mark.xdist_group("deploy_local")
 
 
 def test_service_runs_the_proxy_with_its_secrets(deployment: Deployment) -> None:

@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from emberpool_local.aws.moto_process import MotoServer, running_moto
-from emberpool_local.waiting import wait_until
+from emberpool_local.host.waiting import wait_until
 
 
 @pytest.fixture(scope="module")

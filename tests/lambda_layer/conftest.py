@@ -11,7 +11,7 @@ import pytest
 from emberpool import handler as handler_module
 from emberpool import settings as names
 from emberpool import warm_connection
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.postgres.server import EmbeddedPostgres
 
 ROLE, PASSWORD, DATABASE = "layer_user", "layer-password-for-tests", "layer_tests"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local.apt_sources import Mirror, find_mirrors, read_os_release
+from emberpool_local.pgbouncer.apt_sources import Mirror, find_mirrors, read_os_release
 
 DEBIAN_12 = {"ID": "debian", "VERSION_CODENAME": "bookworm"}
 UBUNTU_24 = {"ID": "ubuntu", "VERSION_CODENAME": "noble", "UBUNTU_CODENAME": "noble"}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local.burst import Burst, BurstInvalid, BurstProgress, WatchedDatabase, Way, run_burst
-from emberpool_local.burst_stack import SqlFileInvalid, check_limits, run_sql_file
+from emberpool_local.burst.fire import Burst, BurstInvalid, BurstProgress, WatchedDatabase, Way, run_burst
+from emberpool_local.burst.target import SqlFileInvalid, check_limits, run_sql_file
 from emberpool_local.errors import EventInvalid, HandlerInvalid
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.postgres.server import EmbeddedPostgres
 
 HANDLER = """
 import os

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local.cache import CACHE_DIR, cache_folder, program_cache_folder
 from emberpool_local.errors import CacheNotWritable
-from emberpool_local.server_user import can_enter, server_user
+from emberpool_local.host.cache import CACHE_DIR, cache_folder, program_cache_folder
+from emberpool_local.host.server_user import can_enter, server_user
 
 
 def test_the_variable_wins_over_xdg_and_xdg_over_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

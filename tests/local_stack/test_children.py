@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local.children import run_child, start_child
-from emberpool_local.server_user import server_user
-from emberpool_local.waiting import wait_until
+from emberpool_local.host.children import run_child, start_child
+from emberpool_local.host.server_user import server_user
+from emberpool_local.host.waiting import wait_until
 
 SLEEPER = ["sleep", "600"]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has root to drop")
@@ -23,8 +23,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has root to
 PARENT = """
 import sys, time
 from pathlib import Path
-from emberpool_local.children import start_child
-from emberpool_local.server_user import server_user
+from emberpool_local.host.children import start_child
+from emberpool_local.host.server_user import server_user
 child = start_child(["sleep", "600"], log_path=Path(sys.argv[1]), as_user=server_user())
 print(child.pid, flush=True)
 time.sleep(600)

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from emberpool_local.pgbouncer_program import PgbouncerProgram
+from emberpool_local.pgbouncer.program import PgbouncerProgram
 
 EMBERPOOL = str(Path(sys.executable).with_name("emberpool"))
 ORDERS = Path(__file__).parents[2] / "examples" / "orders"

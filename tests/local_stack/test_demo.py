@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local import demo
-from emberpool_local.burst import BurstInvalid, BurstProgress
-from emberpool_local.demo import ExampleMissing, example_folder, run_demo
-from emberpool_local.own_function import run_own_burst
-from emberpool_local.promises import promises_broken
+from emberpool_local.burst import demo
+from emberpool_local.burst.demo import ExampleMissing, example_folder, run_demo
+from emberpool_local.burst.fire import BurstInvalid, BurstProgress
+from emberpool_local.burst.own_function import run_own_burst
+from emberpool_local.burst.promises import promises_broken
 
 ORDERS = example_folder("orders")
 

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 
 from emberpool import settings as layer
-from emberpool_local.burst_stack import run_sql_file
-from emberpool_local.demo import PRODUCTS, example_folder, order_events
+from emberpool_local.burst.demo import PRODUCTS, example_folder, order_events
+from emberpool_local.burst.target import run_sql_file
 from emberpool_local.lambda_runtime import Fleet, Outcome
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.postgres.server import EmbeddedPostgres
 
 ORDERS = example_folder("orders")
 HELLO = example_folder("hello")

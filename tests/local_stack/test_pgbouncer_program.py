@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local import pgbouncer_build
-from emberpool_local import pgbouncer_program as chooser
-from emberpool_local.apt_sources import Mirror
-from emberpool_local.cache import CACHE_DIR
 from emberpool_local.errors import PgbouncerUnavailable, SystemPackagesMissing
-from emberpool_local.pgbouncer_program import (
+from emberpool_local.host.cache import CACHE_DIR
+from emberpool_local.pgbouncer import build as pgbouncer_build
+from emberpool_local.pgbouncer import program as chooser
+from emberpool_local.pgbouncer.apt_sources import Mirror
+from emberpool_local.pgbouncer.program import (
     OLDEST_VERSION,
     PGBOUNCER,
     PgbouncerProgram,

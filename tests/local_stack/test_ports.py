@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from emberpool_local.ports import EPHEMERAL_RANGE, LOOPBACK, free_port, is_free
+from emberpool_local.host.ports import EPHEMERAL_RANGE, LOOPBACK, free_port, is_free
 
 
 def test_free_port_is_one_that_no_outgoing_connection_gets() -> None:

@@ -15,15 +15,15 @@ import psycopg
 import pytest
 
 from emberpool_local.errors import PortTaken, PostgresUnavailable
-from emberpool_local.ports import LOOPBACK, free_port
-from emberpool_local.postgres import EmbeddedPostgres
-from emberpool_local.postgres_program import PostgresProgram, find_postgres, wheel_postgres
-from emberpool_local.temp_folder import sweep
-from emberpool_local.waiting import wait_until
+from emberpool_local.host.ports import LOOPBACK, free_port
+from emberpool_local.host.temp_folder import sweep
+from emberpool_local.host.waiting import wait_until
+from emberpool_local.postgres.program import PostgresProgram, find_postgres, wheel_postgres
+from emberpool_local.postgres.server import EmbeddedPostgres
 
 KILLED = """
 import sys, time
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.postgres.server import EmbeddedPostgres
 server = EmbeddedPostgres()
 server.open()
 print(server.log_path.parent.parent, server.port, flush=True)
@@ -135,7 +135,7 @@ def test_port_lost_to_another_program_while_starting_is_replaced(
         other.listen()
         taken = other.getsockname()[1]
         first = iter([taken])
-        monkeypatch.setattr("emberpool_local.postgres.free_port", lambda: next(first, 0) or free_port())
+        monkeypatch.setattr("emberpool_local.postgres.server.free_port", lambda: next(first, 0) or free_port())
         with EmbeddedPostgres(program=wheel) as server:
             assert server.port != taken
             assert is_listening(server.port)

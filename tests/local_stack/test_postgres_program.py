@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local import postgres_program
-from emberpool_local.cache import CACHE_DIR
 from emberpool_local.errors import PostgresUnavailable
-from emberpool_local.postgres import EmbeddedPostgres
-from emberpool_local.postgres_program import POSTGRES_BIN, find_postgres, system_postgres, wheel_postgres
-from emberpool_local.temp_folder import TempFolder
+from emberpool_local.host.cache import CACHE_DIR
+from emberpool_local.host.temp_folder import TempFolder
+from emberpool_local.postgres import program as postgres_program
+from emberpool_local.postgres.program import POSTGRES_BIN, find_postgres, system_postgres, wheel_postgres
+from emberpool_local.postgres.server import EmbeddedPostgres
 
 
 def fake_postgres(folder: Path, version: str) -> Path:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from emberpool_local.report import PageNotWritable, page, terminal_table, write_page
-from emberpool_local.results import ConnectionSample, DemoResult, Machine, WayResult
-from emberpool_local.wording import COLUMNS, failed_share_text, headline
+from emberpool_local.burst.results import ConnectionSample, DemoResult, Machine, WayResult
+from emberpool_local.report.page import PageNotWritable, page, terminal_table, write_page
+from emberpool_local.report.wording import COLUMNS, failed_share_text, headline
 
 TOO_MANY = "FATAL: sorry, too many clients already"
 LOADING = {"src", "href", "srcset", "data", "poster", "action", "background", "xlink:href", "formaction"}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from emberpool_local.failures import failure_cause
-from emberpool_local.promises import promises_broken
-from emberpool_local.results import (
+from emberpool_local.burst.failures import failure_cause
+from emberpool_local.burst.promises import promises_broken
+from emberpool_local.burst.results import (
     ConnectionSample,
     DemoResult,
     Machine,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local.cache import CACHE_DIR
+from emberpool_local.host.cache import CACHE_DIR
 from emberpool_local.running_stack import FILE_NAME, RunningStack, announced, find_running
 
 

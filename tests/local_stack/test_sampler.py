@@ -8,10 +8,10 @@ from contextlib import ExitStack
 import psycopg
 import pytest
 
+from emberpool_local.burst.sampler import ConnectionSampler, LoginCounter, count_others, wait_until_quiet
 from emberpool_local.errors import PostgresUnavailable
-from emberpool_local.postgres import EmbeddedPostgres
-from emberpool_local.sampler import ConnectionSampler, LoginCounter, count_others, wait_until_quiet
-from emberpool_local.waiting import wait_until
+from emberpool_local.host.waiting import wait_until
+from emberpool_local.postgres.server import EmbeddedPostgres
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ import pytest
 
 from emberpool.settings import LayerSettings
 from emberpool_local.errors import PortTaken, ProxyUnavailable
-from emberpool_local.pgbouncer_program import PgbouncerProgram
-from emberpool_local.ports import LOOPBACK, free_port
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.host.ports import LOOPBACK, free_port
+from emberpool_local.host.temp_folder import sweep
+from emberpool_local.host.waiting import wait_until
+from emberpool_local.pgbouncer.program import PgbouncerProgram
+from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_local.proxy import DatabaseAccess, LocalProxy
 from emberpool_local.stack import LocalStack
-from emberpool_local.temp_folder import sweep
-from emberpool_local.waiting import wait_until
 
 KILLED = """
 import time

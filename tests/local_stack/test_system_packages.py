@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local import system_packages
-from emberpool_local.cache import CACHE_DIR
 from emberpool_local.errors import SystemPackagesMissing
-from emberpool_local.system_packages import ensure_packages, missing_packages
+from emberpool_local.host import system_packages
+from emberpool_local.host.cache import CACHE_DIR
+from emberpool_local.host.system_packages import ensure_packages, missing_packages
 
 NO_SUCH_PACKAGE = "emberpool-no-such-package"
 

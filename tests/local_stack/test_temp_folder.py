@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from emberpool_local.temp_folder import OWNER_FILE, TempFolder, sweep
+from emberpool_local.host.temp_folder import OWNER_FILE, TempFolder, sweep
 
 MAKER = """
 import time
-from emberpool_local.temp_folder import TempFolder
+from emberpool_local.host.temp_folder import TempFolder
 folder = TempFolder("test")
 print(folder.open(), flush=True)
 time.sleep(600)

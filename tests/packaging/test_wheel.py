@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 # One worker runs all of these: the wheel is built once.
-pytestmark = pytest.mark.xdist_group("packaging")
 
 CHECKOUT = Path(__file__).parents[2]
 USERS_APP = """

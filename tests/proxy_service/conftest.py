@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from emberpool_local.pgbouncer_program import PgbouncerProgram
-from emberpool_local.ports import free_port
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.host.ports import free_port
+from emberpool_local.pgbouncer.program import PgbouncerProgram
+from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.settings import variable
 
 DATABASE_USER, DATABASE_PASSWORD, DATABASE = "pool_user", 'pool "password" with \\ signs', "proxy_tests"

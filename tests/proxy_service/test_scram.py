@@ -9,7 +9,7 @@ import hmac
 import psycopg
 from psycopg import pq
 
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.pgbouncer.scram import RANDOM_SECRET_ITERATIONS, STRETCHED_ITERATIONS, iterations_for, verifier
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from emberpool_local.postgres import EmbeddedPostgres
+from emberpool_local.postgres.server import EmbeddedPostgres
 
 from .conftest import (
     CLIENT_PASSWORD,

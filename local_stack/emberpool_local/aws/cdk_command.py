@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emberpool_local.aws.moto_process import ACCOUNT, REGION, MotoServer
-from emberpool_local.children import start_child
 from emberpool_local.errors import DeployUnavailable
+from emberpool_local.host.children import start_child
 
 CDK = Path("node_modules") / "aws-cdk" / "bin" / "cdk"
 OLDEST_NODE = 20

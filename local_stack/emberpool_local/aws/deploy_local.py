@@ -16,7 +16,7 @@ from emberpool_local.aws.cdk_command import CdkCommand, check_programs
 from emberpool_local.aws.deployed import Row, created, left_over
 from emberpool_local.aws.moto_process import Gap, MotoServer, running_moto
 from emberpool_local.errors import DeployUnavailable
-from emberpool_local.temp_folder import TempFolder
+from emberpool_local.host.temp_folder import TempFolder
 
 NOT_SIMULATED = "running tasks, IAM decisions, the circuit breaker, rollback, updates in place"
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emberpool_local.children import Child, start_child
 from emberpool_local.errors import DeployUnavailable
-from emberpool_local.waiting import wait_until
+from emberpool_local.host.children import Child, start_child
+from emberpool_local.host.waiting import wait_until
 
 REGION = "us-east-1"
 ACCOUNT = "123456789012"  # moto's
@@ -86,7 +86,7 @@ def running_moto(folder: Path) -> Iterator[MotoServer]:
         if importlib.util.find_spec(module) is None:
             raise DeployUnavailable(
                 f"The Python package {module} is missing: it stands in for AWS here",
-                "Install our development dependencies: make install",
+                "Install our development dependencies: tools/prepare dev",
             )
     port_file, gaps_file = folder / "moto.port", folder / "moto.gaps"
     child = start_child(
@@ -115,5 +115,5 @@ def _wait_for(port_file: Path, child: Child) -> None:
     if not port_file.exists():
         raise DeployUnavailable(
             f"moto ended while it started. Its last lines:\n{child.last_log_lines()}",
-            "Install our development dependencies again: make install",
+            "Install our development dependencies again: tools/prepare dev",
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from emberpool_local.results import DemoResult
-from emberpool_local.wording import COLUMNS, causes, cells, count_text
+from emberpool_local.burst.results import DemoResult
+from emberpool_local.report.wording import COLUMNS, causes, cells, count_text
 
 
 def terminal_table(result: DemoResult) -> Table:

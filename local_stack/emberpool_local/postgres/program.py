@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from emberpool_local.cache import program_cache_folder
 from emberpool_local.errors import PostgresUnavailable
-from emberpool_local.file_lock import exclusive_lock
-from emberpool_local.server_user import can_execute, server_user
+from emberpool_local.host.cache import program_cache_folder
+from emberpool_local.host.file_lock import exclusive_lock
+from emberpool_local.host.server_user import can_execute, server_user
 
 POSTGRES_BIN = "EMBERPOOL_POSTGRES_BIN"
 OLDEST_VERSION = 15  # the first with jsonlog, which connections are counted from

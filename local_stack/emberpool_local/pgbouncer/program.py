@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emberpool_local.errors import PgbouncerUnavailable
-from emberpool_local.file_lock import exclusive_lock
-from emberpool_local.pgbouncer_build import build_pgbouncer, built_pgbouncer, pgbouncer_cache_folder
+from emberpool_local.host.file_lock import exclusive_lock
+from emberpool_local.pgbouncer.build import build_pgbouncer, built_pgbouncer, pgbouncer_cache_folder
 
 PGBOUNCER = "EMBERPOOL_PGBOUNCER"
 OLDEST_VERSION = (1, 24, 0)  # what the proxy is tested with: its drain and its SCRAM logins differ before

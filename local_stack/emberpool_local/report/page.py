@@ -14,12 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-from emberpool_local import wording
+from emberpool_local.burst.results import DemoResult, WayResult
+from emberpool_local.burst.sampler import SAMPLES_PER_SECOND
 from emberpool_local.errors import LocalStackError
-from emberpool_local.plots import connections_figure, latency_figure, outcomes_figure, way_colour
-from emberpool_local.results import DemoResult, WayResult
-from emberpool_local.sampler import SAMPLES_PER_SECOND
-from emberpool_local.terminal import terminal_table
+from emberpool_local.report import wording
+from emberpool_local.report.plots import connections_figure, latency_figure, outcomes_figure, way_colour
+from emberpool_local.report.terminal import terminal_table
 
 __all__ = ["PageNotWritable", "page", "terminal_table", "write_page"]
 
@@ -63,7 +63,7 @@ def write_page(result: DemoResult, path: Path, broken: Sequence[str] = ()) -> No
 def page(result: DemoResult, broken: Sequence[str] = ()) -> str:
     """Return the page as HTML: styles, plotly.js, figures and words in one text of about 5 MB."""
     environment = Environment(
-        loader=PackageLoader("emberpool_local"),
+        loader=PackageLoader("emberpool_local.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

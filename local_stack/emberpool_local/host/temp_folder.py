@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from emberpool_local.file_lock import try_lock
-from emberpool_local.server_user import can_enter, server_user
+from emberpool_local.host.file_lock import try_lock
+from emberpool_local.host.server_user import can_enter, server_user
 
 PREFIX = "emberpool-"
 OWNER_FILE = ".owner"

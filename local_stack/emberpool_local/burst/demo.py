@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from emberpool import settings as layer
-from emberpool_local.burst import Burst, ShowProgress, Way, run_burst
-from emberpool_local.burst_stack import check_limits, put_together, run_sql_file, watched_database
+from emberpool_local.burst.fire import Burst, ShowProgress, Way, run_burst
+from emberpool_local.burst.results import DemoResult, WayResult
+from emberpool_local.burst.sampler import count_others, wait_until_quiet
+from emberpool_local.burst.target import check_limits, put_together, run_sql_file, watched_database
 from emberpool_local.errors import LocalStackError
-from emberpool_local.results import DemoResult, WayResult
-from emberpool_local.sampler import count_others, wait_until_quiet
 from emberpool_local.stack import LocalStack
 
 ENVIRONMENTS = 100
@@ -111,7 +111,7 @@ def example_folder(name: str) -> Path:
 
     Raises ExampleMissing.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / "examples" / name, package.parents[1] / "examples" / name):
         if folder.is_dir():
             return folder

@@ -17,13 +17,13 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from emberpool_local.children import Child, run_child, start_child
 from emberpool_local.errors import PortTaken, PostgresUnavailable
-from emberpool_local.ports import LOOPBACK, free_port, is_free
-from emberpool_local.postgres_program import PostgresProgram, find_postgres
-from emberpool_local.server_user import give_to, server_user
-from emberpool_local.temp_folder import TempFolder
-from emberpool_local.waiting import wait_until
+from emberpool_local.host.children import Child, run_child, start_child
+from emberpool_local.host.ports import LOOPBACK, free_port, is_free
+from emberpool_local.host.server_user import give_to, server_user
+from emberpool_local.host.temp_folder import TempFolder
+from emberpool_local.host.waiting import wait_until
+from emberpool_local.postgres.program import PostgresProgram, find_postgres
 
 StopMode = Literal["fast", "immediate"]
 

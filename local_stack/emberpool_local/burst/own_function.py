@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from emberpool_local.burst import DEFAULT_TIMEOUT_SECONDS, Burst, ShowProgress, Way, run_burst
-from emberpool_local.burst_stack import check_limits, put_together, run_sql_file, watched_database
-from emberpool_local.demo import ENVIRONMENTS, INVOCATIONS, MAX_CONNECTIONS, MAX_SERVER_CONNECTIONS
-from emberpool_local.results import DemoResult
+from emberpool_local.burst.demo import ENVIRONMENTS, INVOCATIONS, MAX_CONNECTIONS, MAX_SERVER_CONNECTIONS
+from emberpool_local.burst.fire import DEFAULT_TIMEOUT_SECONDS, Burst, ShowProgress, Way, run_burst
+from emberpool_local.burst.results import DemoResult
+from emberpool_local.burst.target import check_limits, put_together, run_sql_file, watched_database
 from emberpool_local.stack import LocalStack
 
 

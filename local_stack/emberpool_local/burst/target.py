@@ -7,12 +7,12 @@ from pathlib import Path
 
 import psycopg
 
-from emberpool_local.burst import BurstInvalid, WatchedDatabase
+from emberpool_local.burst.fire import BurstInvalid, WatchedDatabase
+from emberpool_local.burst.machine import this_machine
+from emberpool_local.burst.results import DemoResult, WayResult
 from emberpool_local.errors import LocalStackError
-from emberpool_local.machine import this_machine
-from emberpool_local.pgbouncer_program import find_pgbouncer
-from emberpool_local.postgres import RESERVED_CONNECTIONS
-from emberpool_local.results import DemoResult, WayResult
+from emberpool_local.pgbouncer.program import find_pgbouncer
+from emberpool_local.postgres.server import RESERVED_CONNECTIONS
 from emberpool_local.stack import LocalStack
 
 

@@ -11,13 +11,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from emberpool_local.apt_sources import find_mirrors, read_os_release
-from emberpool_local.build_log import BuildFailed, BuildLog
-from emberpool_local.cache import program_cache_folder
 from emberpool_local.errors import PgbouncerUnavailable
-from emberpool_local.source_package import PrivateApt
-from emberpool_local.system_packages import ensure_packages
-from emberpool_local.temp_folder import TempFolder
+from emberpool_local.host.cache import program_cache_folder
+from emberpool_local.host.system_packages import ensure_packages
+from emberpool_local.host.temp_folder import TempFolder
+from emberpool_local.pgbouncer.apt_sources import find_mirrors, read_os_release
+from emberpool_local.pgbouncer.build_log import BuildFailed, BuildLog
+from emberpool_local.pgbouncer.source_package import PrivateApt
 
 # gcc, libc6-dev and make are what of build-essential a C program needs; dpkg-dev unpacks and patches the source.
 BUILD_PACKAGES = (

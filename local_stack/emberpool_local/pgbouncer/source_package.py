@@ -10,8 +10,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from emberpool_local.apt_sources import Mirror
-from emberpool_local.build_log import BuildFailed, BuildLog
+from emberpool_local.pgbouncer.apt_sources import Mirror
+from emberpool_local.pgbouncer.build_log import BuildFailed, BuildLog
 
 # What of the machine's apt configuration counts here: proxies, certificates, timeouts. Its hooks must not run.
 KEPT_SETTINGS = ("Acquire::",)

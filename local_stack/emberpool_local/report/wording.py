@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from emberpool_local.results import PERCENTILE_METHOD, DemoResult, WayResult
-from emberpool_local.sampler import SAMPLES_PER_SECOND
+from emberpool_local.burst.results import PERCENTILE_METHOD, DemoResult, WayResult
+from emberpool_local.burst.sampler import SAMPLES_PER_SECOND
 
 COLUMNS = (
     "invocations",

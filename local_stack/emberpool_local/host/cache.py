@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from emberpool_local.errors import CacheNotWritable
-from emberpool_local.server_user import can_enter, server_user
+from emberpool_local.host.server_user import can_enter, server_user
 
 CACHE_DIR = "EMBERPOOL_CACHE_DIR"
 SYSTEM_CACHE_FOLDER = Path("/var/cache/emberpool")

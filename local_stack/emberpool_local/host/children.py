@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from emberpool_local.errors import SystemPackagesMissing
-from emberpool_local.server_user import step_down
+from emberpool_local.host.server_user import step_down
 
 # We may have died between the fork and setpriv's call; then nobody would send the signal. "$0" is our pid.
 STILL_OUR_CHILD = '[ "$PPID" = "$0" ] && exec "$@"'

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 
-from emberpool_local.cache import cache_folder
 from emberpool_local.errors import SystemPackagesMissing
-from emberpool_local.file_lock import exclusive_lock
+from emberpool_local.host.cache import cache_folder
+from emberpool_local.host.file_lock import exclusive_lock
 
 # Fresh cloud machines run their own upgrade in the first minutes and hold dpkg's lock meanwhile.
 WAIT_FOR_DPKG_LOCK_SECONDS = 300

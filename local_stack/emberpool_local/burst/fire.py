@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from emberpool_local.burst.failures import failure_cause
+from emberpool_local.burst.results import WayResult
+from emberpool_local.burst.sampler import ConnectionSampler, LoginCounter
 from emberpool_local.errors import EventInvalid, LocalStackError
-from emberpool_local.failures import failure_cause
 from emberpool_local.lambda_runtime import Fleet, Outcome
-from emberpool_local.results import WayResult
-from emberpool_local.sampler import ConnectionSampler, LoginCounter
 
 # A slow machine shall show slow invocations, not invocations that timed out.
 DEFAULT_TIMEOUT_SECONDS = 60.0

@@ -17,8 +17,8 @@ from typing import Self
 
 import psycopg
 
+from emberpool_local.burst.results import ConnectionSample
 from emberpool_local.errors import PostgresUnavailable
-from emberpool_local.results import ConnectionSample
 
 SAMPLES_PER_SECOND = 50
 LONGEST_LOG_DELAY_SECONDS = 10.0

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from emberpool_local.results import Machine
+from emberpool_local.burst.results import Machine
 
 CPU_INFO = Path("/proc/cpuinfo")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from emberpool_local.results import DemoResult, WayResult
-from emberpool_local.wording import causes
+from emberpool_local.burst.results import DemoResult, WayResult
+from emberpool_local.report.wording import causes
 
 WAY_COLOURS = {"naive": "#e5484d", "warm": "#d98a0b", "emberpool": "#12a17c"}
 OTHER_WAY_COLOUR = "#5b8def"

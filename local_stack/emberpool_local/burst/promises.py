@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emberpool_local.results import DemoResult
+from emberpool_local.burst.results import DemoResult
 
 
 def promises_broken(result: DemoResult) -> list[str]:

@@ -1,0 +1,1 @@
+"""A burst of invocations at a fleet: firing it, watching the database meanwhile, and what came out."""

@@ -1,0 +1,1 @@
+"""What the local stack needs of the machine: packages, folders, ports, and children that never outlive us."""

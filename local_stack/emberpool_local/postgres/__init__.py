@@ -1,0 +1,1 @@
+"""An embedded PostgreSQL: which one, and a throwaway server of it."""

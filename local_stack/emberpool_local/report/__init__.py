@@ -1,0 +1,1 @@
+"""What a burst showed, as a page with plots and as a table for the terminal."""
