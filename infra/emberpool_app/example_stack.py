@@ -1,4 +1,4 @@
-"""The example of our app: the function of examples/orders, as a user would deploy it."""
+"""The example of our app: the function of examples/hello, which needs no tables and so answers at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from constructs import Construct
 from emberpool_app.architecture import lambda_architecture
 from emberpool_cdk import PoolProxy
 
-ORDERS = Path(__file__).parents[2] / "examples" / "orders"
+HELLO = Path(__file__).parents[2] / "examples" / "hello"
 
 
 class ExampleStack(Stack):
@@ -33,20 +33,21 @@ class ExampleStack(Stack):
         super().__init__(scope, construct_id, **stack)
         function = lambda_.Function(
             self,
-            "Orders",
+            "Hello",
             runtime=lambda_.Runtime.PYTHON_3_13,
             architecture=lambda_architecture(architecture),
             handler="handler.handler",
-            code=lambda_.Code.from_asset(str(ORDERS), exclude=["__pycache__", "*.md", "*.json"]),
+            code=lambda_.Code.from_asset(str(HELLO), exclude=["__pycache__", "*.md", "*.json"]),
             memory_size=512,
             timeout=Duration.seconds(15),
             vpc=pool.vpc,
             vpc_subnets=subnets,
             allow_all_outbound=False,
             log_group=logs.LogGroup(
-                self, "OrdersLogs", retention=logs.RetentionDays.ONE_WEEK, removal_policy=RemovalPolicy.DESTROY
+                self, "HelloLogs", retention=logs.RetentionDays.ONE_WEEK, removal_policy=RemovalPolicy.DESTROY
             ),
         )
         function.connections.allow_to_any_ipv4(ec2.Port.tcp(443), "its secret, from AWS's own endpoints")
         pool.attach(function)
         CfnOutput(self, "FunctionName", value=function.function_name)
+        CfnOutput(self, "TryIt", value=f"aws lambda invoke --function-name {function.function_name} /dev/stdout")

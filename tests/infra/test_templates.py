@@ -127,7 +127,7 @@ def test_function_reaches_the_pool_and_nothing_but_the_pool_the_tasks(synthesize
     """Rules lead from the function to the load balancer, from it to the tasks, from them to the database."""
     into_balancer = synthesized.only(EXAMPLE, "AWS::EC2::SecurityGroupIngress")
     assert (into_balancer["FromPort"], into_balancer["ToPort"]) == (6432, 6432)
-    assert "OrdersSecurityGroup" in json.dumps(into_balancer["SourceSecurityGroupId"])
+    assert "HelloSecurityGroup" in json.dumps(into_balancer["SourceSecurityGroupId"])
     ports = {
         each["Properties"]["FromPort"]
         for each in synthesized.resources(POOL, "AWS::EC2::SecurityGroupIngress")
