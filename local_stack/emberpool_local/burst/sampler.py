@@ -22,9 +22,10 @@ from emberpool_local.errors import PostgresUnavailable
 
 SAMPLES_PER_SECOND = 50
 LONGEST_LOG_DELAY_SECONDS = 10.0
+# From 18 on PostgreSQL also shows connections that have not logged in yet, as 'starting'.
 COUNT_OTHERS = """
     select count(*) from pg_stat_activity
-    where backend_type = 'client backend' and pid <> pg_backend_pid()
+    where backend_type = 'client backend' and pid <> pg_backend_pid() and state is distinct from 'starting'
 """
 # log_connections writes this line once for each login that was accepted.
 LOGIN = "connection authorized:"

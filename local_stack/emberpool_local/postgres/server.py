@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -30,6 +31,7 @@ StopMode = Literal["fast", "immediate"]
 SUPERUSER = "postgres"
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
+LAST_WORDS_SECONDS = 2.0
 PORT_TRIES = 5  # another process may take a free port between our look and PostgreSQL's bind
 RESERVED_CONNECTIONS = 3  # PostgreSQL's own default of superuser_reserved_connections
 STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
@@ -257,8 +259,11 @@ class EmbeddedPostgres:
         if server.is_running:
             return True
         self._server = None
-        if "could not bind" in self._log_text():
+        if not is_free(port):
             return False
+        # The log collector is a process of its own: it may still write the reason when the server has ended.
+        with suppress(TimeoutError):
+            wait_until("no reason in the log", lambda: "FATAL" in self._log_text(), LAST_WORDS_SECONDS)
         raise self._unavailable(f"It ended with exit code {server.process.returncode} while it started")
 
     def _is_ready(self, server: Child) -> bool:
