@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from emberpool.metrics import METRICS
 from emberpool.settings import LayerSettings
 from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS
 from emberpool_proxy.settings import ProxySettings, variable
@@ -31,6 +32,8 @@ def settings_rows(settings: type, prefix: str) -> list[list[str]]:
         default = "(must be set)" if field.default is dataclasses.MISSING else f"`{field.default}`"
         if default in ("`None`", "``"):
             default = ""
+        if field.metadata["help"].startswith("(no variable"):
+            continue
         rows.append([f"`{prefix}{field.name.upper()}`", default, field.metadata["help"]])
     return rows
 
@@ -40,6 +43,9 @@ def generated() -> dict[str, str]:
     header = ("variable", "default", "meaning")
     return {
         "layer": table(header, settings_rows(LayerSettings, "EMBERPOOL_")),
+        "metrics": table(
+            ("metric", "unit", "meaning"), ([f"`{metric.name}`", metric.unit, metric.help] for metric in METRICS)
+        ),
         "proxy": table(header, settings_rows(ProxySettings, variable(""))),
         "pgbouncer": table(
             ("setting", "value", "why"), ([f"`{name}`", f"`{value}`", why] for name, value, why in CHANGED_DEFAULTS)

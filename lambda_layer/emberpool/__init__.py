@@ -20,11 +20,14 @@ if TYPE_CHECKING:
         ConnectionUnavailable,
         DeadlineTooClose,
         EmberpoolError,
+        NotCommitted,
+        OutsideInvocation,
         PoolBusy,
         SecretUnavailable,
         TransactionAborted,
     )
     from emberpool.handler import warm_connection
+    from emberpool.invocation import current_connection
     from emberpool.settings import LayerSettings, SettingsInvalid
 
 __all__ = [
@@ -33,14 +36,22 @@ __all__ = [
     "DeadlineTooClose",
     "EmberpoolError",
     "LayerSettings",
+    "NotCommitted",
+    "OutsideInvocation",
     "PoolBusy",
     "SecretUnavailable",
     "SettingsInvalid",
     "TransactionAborted",
+    "current_connection",
     "warm_connection",
 ]
 
-_HOMES = {"warm_connection": "handler", "LayerSettings": "settings", "SettingsInvalid": "settings"}
+_HOMES = {
+    "current_connection": "invocation",
+    "warm_connection": "handler",
+    "LayerSettings": "settings",
+    "SettingsInvalid": "settings",
+}
 
 
 def __getattr__(name: str) -> Any:

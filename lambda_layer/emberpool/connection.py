@@ -5,17 +5,25 @@ Knows nothing of handlers or commits. Keyed by process id: after a fork the chil
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import re
 import select
+import threading
 import time
 from typing import NoReturn
 
 import psycopg
+from psycopg import IsolationLevel
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
+from emberpool import telemetry
 from emberpool.credentials import Credentials, Login
+from emberpool.deadline import NO_DEADLINE, Deadline
 from emberpool.errors import ConnectionUnavailable, PoolBusy
+from emberpool.session import LookingCursor, SessionConnection
 from emberpool.settings import LayerSettings
 
 Connection = psycopg.Connection[TupleRow]
@@ -30,33 +38,70 @@ TCP_USER_TIMEOUT_MS = 5000  # keepalives are off while data is unacknowledged; t
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_COUNT = 30, 5, 3
 LONGEST_APPLICATION_NAME = 63  # PostgreSQL cuts it there
 
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 1.0
+# Trying again does not help: these need a hand.
+PERMANENT = re.compile(
+    r"does not exist|no pg_hba.conf entry|certificate|SSL required|login rejected|no authentication method|not allowed"
+)
+
 
 class WarmConnection:
-    """Keeps one psycopg connection open over the invocations of this process. Opens nothing until `begin()`."""
+    """Keeps one psycopg connection open over the invocations of this process. Opens nothing until it is asked to."""
 
     def __init__(self, settings: LayerSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._credentials = Credentials(settings)
-        self._connection: Connection | None = None
+        self._connection: SessionConnection | None = None
         self._pid = 0
         self._last_used = 0.0
+        # An invocation that comes while the connection is still being opened in the background waits for that one.
+        self._opening = threading.RLock()
+        self._opened = 0
 
-    def begin(self, statement_timeout_ms: int) -> Connection:
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, dead or alive."""
+        return self._connection is not None
+
+    def open_in_background(self) -> None:
+        """Start to open the connection now, while the user's own imports run; a failure shows at the first use."""
+
+        def open_quietly() -> None:
+            with contextlib.suppress(psycopg.Error), self._opening:
+                if self._connection is None:
+                    self._open(time.monotonic())
+
+        threading.Thread(target=open_quietly, name="emberpool-prewarm", daemon=True).start()
+
+    def acquire(self, deadline: Deadline) -> SessionConnection:
+        """Return a live connection, opened or replaced when needed; no round trip when it was used lately.
+
+        Raises ConnectionUnavailable or SecretUnavailable.
+        """
+        # Without the lock when there is one: only this thread discards it, and opening is over.
+        connection = self._current()
+        if connection is None:
+            with self._opening:
+                connection = self._connection or self._open(_retry_until(self.settings, deadline))
+        connection.deadline = deadline
+        return connection
+
+    def begin(self, deadline: Deadline, isolation_level: IsolationLevel | None, read_only: bool) -> SessionConnection:
         """Return the connection inside a new transaction, opened or replaced when needed.
 
         One round trip when warm. A connection that is lost here is replaced once: nothing of the handler's has
-        run yet. Raises ConnectionUnavailable, PoolBusy or SecretUnavailable.
+        run yet. Raises ConnectionUnavailable, PoolBusy, SecretUnavailable or DeadlineTooClose.
         """
-        begin = f"BEGIN; SET LOCAL statement_timeout = {statement_timeout_ms}".encode()
-        connection = self._current()
-        if connection is not None:
-            if _succeeded(connection, begin):
-                return connection
-            if not _is_lost(connection) or _is_pool_busy(connection):
-                _raise_begin_failed(connection)
-            self.discard()
-        connection = self._open()
-        if not _succeeded(connection, begin):
+        deadline.statement_timeout_ms("nothing has run")  # before anything is opened
+        connection = self._prepared(self.acquire(deadline), isolation_level, read_only)
+        if _succeeded(connection, connection.begin_command()):
+            return connection
+        if not _is_lost(connection) or _is_pool_busy(connection):
+            _raise_begin_failed(connection)
+        telemetry.replaced("lost at BEGIN")
+        self.discard()
+        connection = self._prepared(self.acquire(deadline), isolation_level, read_only)
+        if not _succeeded(connection, connection.begin_command()):
             _raise_begin_failed(connection)
         return connection
 
@@ -68,7 +113,9 @@ class WarmConnection:
         if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
             self.discard()
             return
-        connection.autocommit = False  # a handler may have changed it
+        if connection.autocommit:
+            connection.autocommit = False  # a handler may have changed it
+        connection.deadline = NO_DEADLINE
         self._last_used = time.time()
 
     def discard(self) -> None:
@@ -78,54 +125,82 @@ class WarmConnection:
         if connection is not None and self._pid == os.getpid():
             connection.close()
 
-    def _current(self) -> Connection | None:
+    @staticmethod
+    def _prepared(
+        connection: SessionConnection, isolation_level: IsolationLevel | None, read_only: bool
+    ) -> SessionConnection:
+        # Only when it differs: each assignment makes psycopg put its BEGIN together anew.
+        if connection.isolation_level != isolation_level:
+            connection.isolation_level = isolation_level
+        if bool(connection.read_only) != read_only:
+            connection.read_only = read_only or None
+        return connection
+
+    def _current(self) -> SessionConnection | None:
         """Return the connection if it can be trusted, without a round trip unless it rested for long."""
         connection = self._connection
         if connection is None:
             return None
-        if self._pid != os.getpid() or connection.closed or not self._is_alive(connection):
-            self.discard()
-            return None
-        return connection
+        reason = self._why_not(connection)
+        if reason is None:
+            return connection
+        telemetry.replaced(reason)
+        self.discard()
+        return None
 
-    def _is_alive(self, connection: Connection) -> bool:
+    def _why_not(self, connection: SessionConnection) -> str | None:
+        """Return why the connection cannot be used, or None."""
+        if self._pid != os.getpid():
+            return "forked"
+        if connection.closed:
+            return "closed by the handler"
         pgconn = connection.pgconn
-        poller = select.poll()
-        poller.register(pgconn.socket, select.POLLIN | select.POLLRDHUP)
-        events = poller.poll(0)
+        events = connection.poller.poll(0)
         if events:
             # A terminated backend sends its last message before it closes: POLLIN comes with POLLRDHUP.
             if events[0][1] & GONE:
-                return False
+                return "closed by server"
             pgconn.consume_input()  # a notification or a notice
         idle_seconds = time.time() - self._last_used
         if 0 <= idle_seconds < LONGEST_TRUSTED_IDLE_SECONDS:
-            return pgconn.status == ConnStatus.OK
-        return _answers(connection, ANSWER_SECONDS)
+            return None if pgconn.status == ConnStatus.OK else "broken"
+        return None if _answers(connection, ANSWER_SECONDS) else "no answer"
 
-    def _open(self) -> Connection:
+    def _open(self, retry_until: float) -> SessionConnection:
+        """Open a connection, trying again until `retry_until` (monotonic seconds) with decorrelated jitter.
+
+        Source of the jitter: "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.
+        """
+        began = time.monotonic()
         login = self._credentials.login()
-        try:
-            connection = self._connect(login)
-        except psycopg.OperationalError as error:
-            if not (_is_login_failure(error) and self._credentials.can_change):
-                _raise_unavailable(self._settings, error)
-            connection = self._open_with_fresh_login()
-        self._connection, self._pid, self._last_used = connection, os.getpid(), time.time()
+        pause = SHORTEST_PAUSE_SECONDS
+        while True:
+            try:
+                connection = self._connect(login)
+                break
+            except psycopg.OperationalError as error:
+                if _is_login_failure(error):
+                    other = self._credentials.after_refusal(login)
+                    if other is None:
+                        _raise_unavailable(self.settings, error)
+                    telemetry.retried("login refused")
+                    login = other
+                    continue
+                pause = min(LONGEST_PAUSE_SECONDS, random.uniform(SHORTEST_PAUSE_SECONDS, pause * 3))  # noqa: S311 (not a secret)
+                if PERMANENT.search(str(error)) or time.monotonic() + pause > retry_until:
+                    _raise_unavailable(self.settings, error)
+                telemetry.retried("connection could not be opened")
+                time.sleep(pause)
+        # The connection last: an invocation may look at it while this runs in the background.
+        self._pid, self._last_used = os.getpid(), time.time()
+        self._connection = connection
+        telemetry.opened((time.monotonic() - began) * 1000, is_cold=self._opened == 0)
+        self._opened += 1
         return connection
 
-    def _open_with_fresh_login(self) -> Connection:
-        """Try once more with what the secret holds now: the password may have been rotated."""
-        self._credentials.forget()
-        login = self._credentials.login()
-        try:
-            return self._connect(login)
-        except psycopg.OperationalError as error:
-            _raise_unavailable(self._settings, error)
-
-    def _connect(self, login: Login) -> Connection:
-        settings = self._settings
-        return psycopg.connect(
+    def _connect(self, login: Login) -> SessionConnection:
+        settings = self.settings
+        connection = SessionConnection.connect(
             host=settings.host,
             port=settings.port,
             dbname=settings.database,
@@ -135,12 +210,30 @@ class WarmConnection:
             sslrootcert=settings.sslrootcert,
             connect_timeout=settings.connect_timeout_seconds,
             tcp_user_timeout=TCP_USER_TIMEOUT_MS,
-            gssencmode="disable",
-            application_name=_application_name(),
             keepalives_idle=KEEPALIVE_IDLE_SECONDS,
             keepalives_interval=KEEPALIVE_INTERVAL_SECONDS,
             keepalives_count=KEEPALIVE_COUNT,
+            gssencmode="disable",
+            application_name=_application_name(),
+            cursor_factory=LookingCursor,
         )
+        connection.on_hazard = _warn_of_session_state
+        connection.poller.register(connection.pgconn.socket, select.POLLIN | select.POLLRDHUP)
+        return connection
+
+
+def _retry_until(settings: LayerSettings, deadline: Deadline) -> float:
+    left_ms = deadline.left_ms()
+    seconds = settings.connect_retry_seconds
+    return time.monotonic() + (seconds if left_ms is None else min(seconds, max(left_ms / 1000, 0)))
+
+
+def _warn_of_session_state(kind: str) -> None:
+    telemetry.warned(
+        f"session_state_{kind.lower().replace(' ', '_')}",
+        f"{kind}: behind transaction pooling the next transaction may run on another server connection, and this one's "
+        "state may reach somebody else; see emberpool's documentation of the layer",
+    )
 
 
 def _succeeded(connection: Connection, statement: bytes) -> bool:

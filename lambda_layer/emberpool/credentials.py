@@ -1,15 +1,24 @@
-"""Where the password comes from: the environment (local use) or Secrets Manager, kept until a login fails."""
+"""The login of this environment: read once, kept until it expires or is refused, and what to try after that.
+
+Owns the caching and the order of the attempts. Where the text of a secret comes from is `secret_sources`' business.
+Not locked: two threads at once may read twice, nothing worse.
+"""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from emberpool import secret_sources
 from emberpool.errors import SecretUnavailable
 from emberpool.settings import LayerSettings
 
-SECRET_TIMEOUT_SECONDS = 3
+AWSCURRENT, AWSPENDING = "AWSCURRENT", "AWSPENDING"
+# A storm of refused logins must not become a storm on Secrets Manager: what was read this recently is believed.
+SHORTEST_REFETCH_SECONDS = 1.0
+TOKEN_TRUSTED_SECONDS = secret_sources.TOKEN_SECONDS - 90  # one that expires while it is on its way is refused
 
 
 @dataclass(frozen=True)
@@ -20,57 +29,136 @@ class Login:
     password: str = field(repr=False)
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What a stage of the secret held, or why it could not be read, and when; `at` is seconds since 1970."""
+
+    at: float
+    result: Login | str
+
+    @property
+    def is_recent(self) -> bool:
+        return 0 <= time.time() - self.at < SHORTEST_REFETCH_SECONDS
+
+
 class Credentials:
-    """The login for `settings`. Opens nothing until `login()` is called."""
+    """The login for `settings`. Opens nothing until `login()` is called.
+
+    All clocks are wall clocks: they run on while the environment is frozen.
+    """
 
     def __init__(self, settings: LayerSettings) -> None:
         self._settings = settings
         self._cached: Login | None = None
+        self._made_at = 0.0
+        self._refused: list[Login] = []
+        self._readings: dict[str, _Reading] = {}
+
+    def login(self) -> Login:
+        """Return the login to begin an attempt with: read once and kept, an IAM token renewed before it expires.
+
+        Raises SecretUnavailable.
+        """
+        self._refused.clear()
+        if self._cached is None or self._has_expired():
+            return self._keep(self._first())
+        return self._cached
+
+    def after_refusal(self, refused: Login) -> Login | None:
+        """Return the next login to try in this attempt, None when every one was refused; call it until then.
+
+        Reads the secret again (AWSCURRENT, then AWSPENDING), each stage at most once a second. Raises
+        SecretUnavailable when AWSCURRENT cannot be read.
+        """
+        self._refused.append(refused)
+        for candidate in self._candidates():
+            if candidate not in self._refused:
+                return self._keep(candidate)
+        return None
 
     @property
     def can_change(self) -> bool:
         """Whether reading again may give another password."""
-        return self._settings.secret_arn is not None
-
-    def login(self) -> Login:
-        """Return the login, read once and kept. Raises SecretUnavailable."""
-        if self._cached is None:
-            self._cached = self._read()
-        return self._cached
+        return self._settings.auth == "iam" or self._settings.secret_arn is not None
 
     def forget(self) -> None:
         """Read the secret again at the next login: the password was refused."""
         self._cached = None
 
-    def _read(self) -> Login:
+    def _keep(self, login: Login) -> Login:
+        self._cached = login
+        return login
+
+    def _has_expired(self) -> bool:
+        return self._settings.auth == "iam" and not 0 <= time.time() - self._made_at < TOKEN_TRUSTED_SECONDS
+
+    def _first(self) -> Login:
         settings = self._settings
+        if settings.auth == "iam":
+            return self._new_token()
         if settings.secret_arn is None:
             return Login(settings.user, settings.password or "")
-        # From None, and only the error's own name: a response or a cause may carry the secret.
+        text = secret_sources.from_extension(settings.secret_arn)
+        if text is not None:
+            return _login_or_raise(_login_in(text, settings))
+        return self._stage(AWSCURRENT)
+
+    def _candidates(self) -> Iterator[Login]:
+        """Yield what may be accepted now, each only read when the ones before were refused, too."""
+        if self._settings.auth == "iam":
+            # Once: it differs from the refused one in its time only, and in credentials that were renewed.
+            if len(self._refused) == 1:
+                yield self._new_token()
+        elif self._settings.secret_arn is not None:
+            # Not from the extension: its cache would give the refused one for minutes.
+            current = self._stage(AWSCURRENT)
+            yield current
+            pending = self._stage_or_none(AWSPENDING)
+            if pending is not None:
+                yield pending
+            self._cached = current  # the next attempt begins with it again
+
+    def _new_token(self) -> Login:
+        settings = self._settings
+        self._made_at = time.time()
+        return Login(settings.user, secret_sources.iam_token(settings.host, settings.port, settings.user))
+
+    def _stage_or_none(self, stage: str) -> Login | None:
+        """Return the login at a stage that the secret need not have, and the role need not be allowed to read."""
         try:
-            secret = json.loads(_secret_string(settings.secret_arn))
-        except ValueError:
-            raise SecretUnavailable(f"the secret {settings.secret_arn} does not hold JSON") from None
-        if not isinstance(secret, dict) or not isinstance(secret.get("password"), str):
-            raise SecretUnavailable(f"the secret {settings.secret_arn} has no member 'password'") from None
-        return Login(str(secret.get("username") or settings.user), secret["password"])
+            return self._stage(stage)
+        except SecretUnavailable:
+            return None
+
+    def _stage(self, stage: str) -> Login:
+        reading = self._readings.get(stage)
+        if reading is None or not reading.is_recent:
+            reading = self._readings[stage] = _Reading(time.time(), self._read(stage))
+        return _login_or_raise(reading.result)
+
+    def _read(self, stage: str) -> Login | str:
+        settings = self._settings
+        try:
+            return _login_in(secret_sources.from_secrets_manager(settings.secret_arn or "", stage), settings)
+        except SecretUnavailable as error:
+            return str(error)
 
 
-def _secret_string(secret_arn: str) -> str:
-    # Imported here: a fifth of a second that a function with another source of credentials does not pay.
-    import boto3  # noqa: PLC0415
-    from botocore.config import Config  # noqa: PLC0415
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+def _login_or_raise(found: Login | str) -> Login:
+    # Raised here, where neither a local variable nor a cause holds the secret's text: tracebacks are shown and sent.
+    if isinstance(found, Login):
+        return found
+    raise SecretUnavailable(found)
 
-    config = Config(
-        connect_timeout=SECRET_TIMEOUT_SECONDS, read_timeout=SECRET_TIMEOUT_SECONDS, retries={"mode": "standard"}
-    )
+
+def _login_in(text: str, settings: LayerSettings) -> Login | str:
+    """Return the login in a secret of RDS's form, or what is wrong with it, without showing any of it."""
+    expected = f'write {{"username": ..., "password": ...}} into the secret {settings.secret_arn}, as RDS does'
     try:
-        client: Any = boto3.client("secretsmanager", config=config)
-        return str(client.get_secret_value(SecretId=secret_arn)["SecretString"])
-    except (BotoCoreError, ClientError, KeyError) as error:
-        code = error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__
-        raise SecretUnavailable(
-            f"cannot read the secret {secret_arn}: {code}; the function's role needs secretsmanager:GetSecretValue "
-            "on it and a way to Secrets Manager (an interface endpoint or NAT in its VPC)"
-        ) from None
+        secret = json.loads(text)
+    except ValueError:
+        return f"the secret does not hold JSON; {expected}"
+    password = secret.get("password") if isinstance(secret, dict) else None
+    if not isinstance(password, str) or not password:
+        return f"the secret has no member 'password'; {expected}"
+    return Login(str(secret.get("username") or settings.user), password)

@@ -7,7 +7,9 @@ psycopg.OperationalError
         SecretUnavailable       mend the secret or the permission to read it
         DeadlineTooClose        give the function more time: nothing has run
         CommitOutcomeUnknown    find out by the data whether it was committed before repeating
+        NotCommitted            repeat the invocation: the connection was lost and nothing was committed
         TransactionAborted      wrap the statement that may fail in `with connection.transaction():`
+OutsideInvocation (a RuntimeError)   call it while a handler with @warm_connection runs
 SettingsInvalid (in settings, a ValueError)   mend the variable that it names
 """
 
@@ -40,8 +42,16 @@ class CommitOutcomeUnknown(EmberpoolError):  # noqa: N818 (named by what to do)
     """The connection was lost during COMMIT. Find out by the data whether it was committed before repeating."""
 
 
+class NotCommitted(EmberpoolError):  # noqa: N818 (named by what to do)
+    """The connection was lost during COMMIT and the database says that nothing was committed. Repeat the invocation."""
+
+
 class TransactionAborted(EmberpoolError):  # noqa: N818 (named by what to do)
     """The handler returned after a failed statement: its transaction was rolled back, so nothing was kept.
 
     Wrap a statement that may fail in `with connection.transaction():` to keep the rest.
     """
+
+
+class OutsideInvocation(RuntimeError):  # noqa: N818 (named by what is the matter)
+    """There is no current connection: no handler with @warm_connection is running in this process."""

@@ -3,99 +3,112 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg import IsolationLevel
 
-from emberpool.connection import Connection, WarmConnection
-from emberpool.deadline import statement_timeout_ms
-from emberpool.errors import CommitOutcomeUnknown, ConnectionUnavailable, TransactionAborted
-from emberpool.settings import LayerSettings
+from emberpool.declared import declared_connection
+from emberpool.invocation import HandlerOptions, Invocation, deadline_of, run
 
 EventT = TypeVar("EventT")
 ContextT = TypeVar("ContextT")
 ResultT = TypeVar("ResultT")
+P = ParamSpec("P")
 
-ConnectedHandler = Callable[[EventT, ContextT, Connection], ResultT]
-Handler = Callable[[EventT, ContextT], ResultT]
+Connection = psycopg.Connection
 
-# One connection per environment, however many handlers a module decorates.
-_shared_connection = functools.cache(WarmConnection)
+
+class _Decorator(Protocol):
+    """What `@warm_connection(...)` returns."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[EventT, ContextT, Connection, P], ResultT], /
+    ) -> Callable[Concatenate[EventT, ContextT, P], ResultT]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[EventT, ContextT, P], ResultT], /
+    ) -> Callable[Concatenate[EventT, ContextT, P], ResultT]: ...
 
 
 @overload
-def warm_connection(function: ConnectedHandler[EventT, ContextT, ResultT], /) -> Handler[EventT, ContextT, ResultT]: ...
+def warm_connection(
+    function: Callable[Concatenate[EventT, ContextT, Connection, P], ResultT], /
+) -> Callable[Concatenate[EventT, ContextT, P], ResultT]: ...
 
 
 @overload
-def warm_connection() -> Callable[
-    [ConnectedHandler[EventT, ContextT, ResultT]], Handler[EventT, ContextT, ResultT]
-]: ...
+def warm_connection(
+    function: Callable[Concatenate[EventT, ContextT, P], ResultT], /
+) -> Callable[Concatenate[EventT, ContextT, P], ResultT]: ...
 
 
-def warm_connection(function: ConnectedHandler[EventT, ContextT, ResultT] | None = None, /) -> object:
-    """Call a handler `(event, context, connection)` with this environment's warm psycopg connection.
+@overload
+def warm_connection(
+    *,
+    transaction: bool = ...,
+    read_only: bool = ...,
+    isolation_level: IsolationLevel | None = ...,
+    idempotent: bool = ...,
+    resolve_commit: bool = ...,
+    deadline_margin_ms: int | None = ...,
+    database: str | None = ...,
+    prewarm: bool = ...,
+) -> _Decorator: ...
+
+
+def warm_connection(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Call a handler `(event, context, connection)` or `(event, context)` on this environment's warm connection.
 
     The connection is opened once, checked before each invocation and replaced when it is dead. Each invocation is
     one transaction: committed when the handler returns, rolled back when it raises; no statement outlives the
-    invocation. Use it with or without parentheses.
+    invocation. Use it with or without parentheses; a handler without the third parameter, and whatever it calls, gets
+    the connection from `emberpool.current_connection()`.
+
+    transaction: False gives a connection in autocommit mode. read_only, isolation_level: of that transaction.
+    idempotent: the whole handler may run once more after a lost connection, a serialization failure or a deadlock.
+    resolve_commit: after a connection lost during COMMIT the database is asked what became of it.
+    deadline_margin_ms: milliseconds kept for the handler's own end (default: EMBERPOOL_DEADLINE_MARGIN_MS).
+    database: the name of one of several databases, configured as EMBERPOOL_<NAME>_HOST and so on.
+    prewarm: open the connection in the background while the module is still being loaded.
 
     Raises SettingsInvalid where it is applied, when an EMBERPOOL_ variable is missing or malformed; at an invocation
-    ConnectionUnavailable, PoolBusy, SecretUnavailable or DeadlineTooClose (nothing has run), CommitOutcomeUnknown
-    or TransactionAborted.
+    ConnectionUnavailable, PoolBusy, SecretUnavailable or DeadlineTooClose (nothing has run), CommitOutcomeUnknown,
+    NotCommitted or TransactionAborted.
     """
-    if function is None:
-        return _decorated
-    return _decorated(function)
+    chosen = HandlerOptions(**options)
+    decorate = functools.partial(_decorated, options=chosen)
+    return decorate if function is None else decorate(function)
 
 
-def _decorated(function: ConnectedHandler[EventT, ContextT, ResultT]) -> Handler[EventT, ContextT, ResultT]:
-    settings = LayerSettings.from_environment()
+def _decorated(function: Callable[..., Any], options: HandlerOptions) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{function.__qualname__} is async: Lambda's Python runtime does not await handlers")
+    warm = declared_connection(options)
+    takes_connection = _takes_connection(function)
+
+    def call(connection: Any, event: Any, context: Any, args: Any, kwargs: Any) -> Any:
+        given = (connection, *args) if takes_connection else args
+        return function(event, context, *given, **kwargs)
 
     @functools.wraps(function)
-    def with_connection(event: EventT, context: ContextT) -> ResultT:
-        warm = _shared_connection(settings)
-        connection = warm.begin(statement_timeout_ms(context, settings.deadline_margin_ms))
-        try:
-            result = function(event, context, connection)
-            _commit(connection)
-        except BaseException:
-            _roll_back(connection)
-            raise
-        finally:
-            warm.rest()
-        return result
+    def with_connection(event: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        return run(warm, options, context, lambda connection: call(connection, event, context, args, kwargs))
 
-    return with_connection
+    @functools.wraps(function)
+    def generating(event: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        # The transaction spans the iteration: it is not over when the generator is made.
+        with Invocation(warm, options, deadline_of(warm, options, context), context) as connection:
+            yield from call(connection, event, context, args, kwargs)
+
+    return generating if inspect.isgeneratorfunction(inspect.unwrap(function)) else with_connection
 
 
-def _commit(connection: Connection) -> None:
-    if connection.broken:
-        raise ConnectionUnavailable("the connection was lost during the handler: its transaction was rolled back")
-    if connection.closed:
-        return  # the handler closed it, for example by `with connection:`, which commits
-    if connection.pgconn.transaction_status == TransactionStatus.INERROR:
-        # COMMIT would answer ROLLBACK without an error, and the invocation would acknowledge lost work.
-        raise TransactionAborted(
-            "a statement of this invocation failed, so its transaction was rolled back; wrap a statement that may "
-            "fail in `with connection.transaction():`"
-        )
-    try:
-        connection.commit()
-    except psycopg.OperationalError as error:
-        if connection.broken:
-            raise CommitOutcomeUnknown(
-                "the connection was lost during COMMIT: whether it was committed is unknown"
-            ) from error
-        raise
-
-
-def _roll_back(connection: Connection) -> None:
-    try:
-        if not connection.closed:
-            connection.rollback()
-    except psycopg.Error:
-        # The handler's own exception is what matters; a lost connection rolls back by itself.
-        connection.close()
+def _takes_connection(function: Callable[..., Any]) -> bool:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return sum(parameter.kind in positional for parameter in parameters) >= 3  # noqa: PLR2004 (event, context, connection)

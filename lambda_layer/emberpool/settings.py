@@ -7,9 +7,12 @@ so only the standard library is imported here. Opens nothing and reads no secret
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
+PREFIX = "EMBERPOOL_"
 HOST = "EMBERPOOL_HOST"
 PORT = "EMBERPOOL_PORT"
 DATABASE = "EMBERPOOL_DATABASE"
@@ -19,10 +22,17 @@ SECRET_ARN = "EMBERPOOL_SECRET_ARN"  # noqa: S105 (the variable's name)
 SSLMODE = "EMBERPOOL_SSLMODE"
 SSLROOTCERT = "EMBERPOOL_SSLROOTCERT"
 CONNECT_TIMEOUT_SECONDS = "EMBERPOOL_CONNECT_TIMEOUT_SECONDS"
+CONNECT_RETRY_SECONDS = "EMBERPOOL_CONNECT_RETRY_SECONDS"
 DEADLINE_MARGIN_MS = "EMBERPOOL_DEADLINE_MARGIN_MS"
+METRICS = "EMBERPOOL_METRICS"
+AUTH = "EMBERPOOL_AUTH"
+CLOSE_ON_SHUTDOWN = "EMBERPOOL_CLOSE_ON_SHUTDOWN"
 
+DATABASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 DEFAULT_PORT = 6432  # PgBouncer's own
 SSLMODES = ("disable", "require", "verify-ca", "verify-full")
+AUTHS = ("password", "iam")
+SWITCH = ("on", "off")
 # libpq rounds anything shorter up to two seconds.
 SHORTEST_CONNECT_TIMEOUT_SECONDS = 2
 
@@ -55,29 +65,70 @@ class LayerSettings:
         default=None, metadata=_help("file with the CA's certificate; needed by the verify modes")
     )
     connect_timeout_seconds: int = field(default=3, metadata=_help("longest wait for a connection to open"))
+    connect_retry_seconds: float = field(
+        default=3.0, metadata=_help("how long a connection that cannot be opened is tried again; 0: once")
+    )
     deadline_margin_ms: int = field(
         default=200, metadata=_help("time kept for the handler's own end when a statement is cancelled")
     )
+    auth: str = field(
+        default="password", metadata=_help("`iam`: an RDS IAM token, made by the function's role, is the password")
+    )
+    close_on_shutdown: str = field(
+        default="on", metadata=_help("`off`: Lambda ends the environment without closing its connection")
+    )
+    metrics: str = field(default="on", metadata=_help("`off`: no metrics; log lines follow the log level"))
+
+    # Which of several databases this is: its variables are EMBERPOOL_<NAME>_HOST and so on.
+    name: str | None = field(default=None, metadata=_help("(no variable: the decorator's `database`)"))
 
     def __post_init__(self) -> None:
-        for name, value in ((HOST, self.host), (USER, self.user), (DATABASE, self.database)):
-            if not value:
-                raise SettingsInvalid(f"{name} must be set")
-        _check_range(PORT, self.port, 1, 65535)
-        _check_range(CONNECT_TIMEOUT_SECONDS, self.connect_timeout_seconds, SHORTEST_CONNECT_TIMEOUT_SECONDS, 60)
-        _check_range(DEADLINE_MARGIN_MS, self.deadline_margin_ms, 0, 60_000)
-        if self.sslmode not in SSLMODES:
-            raise SettingsInvalid(f"{SSLMODE} must be one of {', '.join(SSLMODES)}, got {self.sslmode!r}")
+        for field_name in ("host", "user", "database"):
+            if not getattr(self, field_name):
+                raise SettingsInvalid(f"{self.variable(field_name)} must be set")
+        self._check_range("port", 1, 65535)
+        self._check_range("connect_timeout_seconds", SHORTEST_CONNECT_TIMEOUT_SECONDS, 60)
+        self._check_range("connect_retry_seconds", 0, 900)
+        self._check_range("deadline_margin_ms", 0, 60_000)
+        self._check_choice("metrics", SWITCH)
+        self._check_choice("close_on_shutdown", SWITCH)
+        self._check_choice("auth", AUTHS)
+        self._check_choice("sslmode", SSLMODES)
         if self.sslmode.startswith("verify-") and not self.sslrootcert:
             raise SettingsInvalid(
-                f"{SSLROOTCERT} must name the CA's file when {SSLMODE} is {self.sslmode}; "
-                "use require to encrypt without verifying"
+                f"{self.variable('sslrootcert')} must name the CA's file when {self.variable('sslmode')} is "
+                f"{self.sslmode}; use require to encrypt without verifying"
             )
+        self._check_credentials()
+
+    def _check_credentials(self) -> None:
+        if self.auth == "iam":
+            # A secret may be there all the same: a named database inherits it and cannot unset it.
+            if self.sslmode == "disable":
+                raise SettingsInvalid(
+                    f"{self.variable('sslmode')} must not be disable when {self.variable('auth')} is iam: "
+                    "RDS takes IAM tokens over TLS only"
+                )
+            return
         if (self.password is None) == (self.secret_arn is None):
             raise SettingsInvalid(
-                f"set exactly one of {SECRET_ARN} (Secrets Manager) and {PASSWORD} (local use), "
-                f"got {'both' if self.password else 'neither'}"
+                f"set exactly one of {self.variable('secret_arn')} (Secrets Manager) and "
+                f"{self.variable('password')} (local use), got {'both' if self.password else 'neither'}"
             )
+
+    def _check_choice(self, field_name: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, field_name)
+        if value not in allowed:
+            raise SettingsInvalid(f"{self.variable(field_name)} must be one of {', '.join(allowed)}, got {value!r}")
+
+    def _check_range(self, field_name: str, lowest: float, highest: float) -> None:
+        value = getattr(self, field_name)
+        if not lowest <= value <= highest:
+            raise SettingsInvalid(f"{self.variable(field_name)} must be between {lowest} and {highest}, got {value}")
+
+    def variable(self, field_name: str) -> str:
+        """Return the environment variable of a field."""
+        return variable(field_name, self.name)
 
     def __repr__(self) -> str:
         """Show every field but the password: settings end up in logs and tracebacks."""
@@ -85,36 +136,38 @@ class LayerSettings:
         return f"LayerSettings({shown})"
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> LayerSettings:
+    def from_environment(cls, environment: Mapping[str, str] | None = None, name: str | None = None) -> LayerSettings:
         """Read the settings from `environment` (default: this process's).
 
-        Raises SettingsInvalid when a variable is missing or malformed.
+        With a `name` each variable is EMBERPOOL_<NAME>_<FIELD>, and what is not set there is EMBERPOOL_<FIELD>; only
+        its host must be its own. Raises SettingsInvalid when a variable is missing or malformed.
         """
         env = os.environ if environment is None else environment
-        return cls(
-            host=env.get(HOST, ""),
-            user=env.get(USER, ""),
-            database=env.get(DATABASE, cls.database),
-            port=_integer(env, PORT, cls.port),
-            secret_arn=env.get(SECRET_ARN) or None,
-            password=env.get(PASSWORD) or None,
-            sslmode=env.get(SSLMODE, cls.sslmode),
-            sslrootcert=env.get(SSLROOTCERT) or None,
-            connect_timeout_seconds=_integer(env, CONNECT_TIMEOUT_SECONDS, cls.connect_timeout_seconds),
-            deadline_margin_ms=_integer(env, DEADLINE_MARGIN_MS, cls.deadline_margin_ms),
-        )
+        if name is not None and not (DATABASE_NAME.fullmatch(name) and env.get(variable("host", name))):
+            raise SettingsInvalid(
+                f"the database {name!r} needs {variable('host', name)}; names are letters, digits and underscores"
+            )
+        given: dict[str, Any] = {"host": "", "user": "", "name": name}
+        for f in fields(cls):
+            if f.name == "name":
+                continue
+            for used in (variable(f.name, name), variable(f.name)):
+                if raw := env.get(used):
+                    given[f.name] = _converted(used, raw, str(f.type))
+                    break
+        return cls(**given)
 
 
-def _integer(env: Mapping[str, str], name: str, default: int) -> int:
-    raw = env.get(name)
-    if raw is None or raw == "":
-        return default
+def variable(field_name: str, database: str | None = None) -> str:
+    """Return the environment variable of a field of LayerSettings, of a named database or of the only one."""
+    return PREFIX + (f"{database.upper()}_" if database else "") + field_name.upper()
+
+
+def _converted(name: str, raw: str, kind: str) -> str | int | float:
     try:
-        return int(raw)
+        if kind == "int":
+            return int(raw)
+        return float(raw) if kind == "float" else raw
     except ValueError:
-        raise SettingsInvalid(f"{name} must be a whole number, got {raw!r}") from None
-
-
-def _check_range(name: str, value: int, lowest: int, highest: int) -> None:
-    if not lowest <= value <= highest:
-        raise SettingsInvalid(f"{name} must be between {lowest} and {highest}, got {value}")
+        number = "whole number" if kind == "int" else "number"
+        raise SettingsInvalid(f"{name} must be a {number}, got {raw!r}") from None

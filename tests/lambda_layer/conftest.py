@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
-from emberpool import handler as handler_module
+from emberpool import declared, warm_connection
 from emberpool import settings as names
-from emberpool import warm_connection
 from emberpool_local.postgres.server import EmbeddedPostgres
 
 ROLE, PASSWORD, DATABASE = "layer_user", "layer-password-for-tests", "layer_tests"
@@ -61,13 +60,10 @@ def environment(database: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> 
                 monkeypatch.setenv(name, value)
 
     set_variables()
+    declared.shared_connection.cache_clear()
     opened = []
-    original = handler_module._shared_connection
-    monkeypatch.setattr(
-        handler_module,
-        "_shared_connection",
-        lambda settings: opened.append(original(settings)) or opened[-1],
-    )
+    original = declared.shared_connection
+    monkeypatch.setattr(declared, "shared_connection", lambda settings: opened.append(original(settings)) or opened[-1])
     yield set_variables
     for warm in opened:
         warm.discard()

@@ -17,14 +17,13 @@ from emberpool import (
     DeadlineTooClose,
     SettingsInvalid,
     TransactionAborted,
+    declared,
     warm_connection,
-)
-from emberpool import (
-    handler as handler_module,
 )
 from emberpool import (
     settings as names,
 )
+from emberpool.connection import WarmConnection
 
 from .conftest import Context
 
@@ -35,8 +34,8 @@ def ledger(admin: psycopg.Connection) -> list[str]:
     return [row[0] for row in admin.execute("select id from ledger order by id")]
 
 
-def warm() -> handler_module.WarmConnection:
-    return handler_module._shared_connection(names.LayerSettings.from_environment())
+def warm() -> WarmConnection:
+    return declared.shared_connection(names.LayerSettings.from_environment())
 
 
 def test_warm_invocations_share_one_connection(backend_pid: Callable[..., int]) -> None:
@@ -132,7 +131,7 @@ def test_connection_that_dies_at_begin_is_replaced(
 ) -> None:
     """Even when the check saw nothing, a connection lost at BEGIN is replaced: nothing of the user's has run."""
     old = backend_pid({}, Context())
-    monkeypatch.setattr(handler_module.WarmConnection, "_is_alive", lambda *_: True)
+    monkeypatch.setattr(WarmConnection, "_why_not", lambda *_: None)
     admin.execute("select pg_terminate_backend(%s, 5000)", [old])
     assert backend_pid({}, Context()) != old
 

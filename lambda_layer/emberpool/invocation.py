@@ -1,0 +1,175 @@
+"""One invocation on the warm connection: begin, call, commit or roll back; the whole of it once more if it may be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import psycopg
+from psycopg import IsolationLevel
+
+from emberpool import telemetry
+from emberpool.commit import commit
+from emberpool.connection import WarmConnection
+from emberpool.deadline import Deadline
+from emberpool.errors import CommitOutcomeUnknown, NotCommitted, OutsideInvocation
+from emberpool.session import SessionConnection
+from emberpool.watchdog import Watchdog
+
+ResultT = TypeVar("ResultT")
+
+# The connections of the invocation that runs, by the name of their database. One invocation runs at a time.
+_current: dict[str | None, SessionConnection] = {}
+_watchdog = Watchdog()
+
+
+@dataclass(frozen=True)
+class HandlerOptions:
+    """What the decorator was told."""
+
+    transaction: bool = True
+    read_only: bool = False
+    isolation_level: IsolationLevel | None = None
+    idempotent: bool = False
+    resolve_commit: bool = False
+    deadline_margin_ms: int | None = None
+    database: str | None = None
+    prewarm: bool = True
+
+
+def current_connection(database: str | None = None) -> psycopg.Connection:
+    """Return the connection of the invocation that runs, from any depth below a handler with @warm_connection.
+
+    Raises OutsideInvocation when none runs (or none on that database).
+    """
+    connection = _current.get(database)
+    if connection is None:
+        raise OutsideInvocation("no handler with @warm_connection runs" + (f" on {database!r}" if database else ""))
+    return connection
+
+
+def run(
+    warm: WarmConnection, options: HandlerOptions, context: object, call: Callable[[SessionConnection], ResultT]
+) -> ResultT:
+    """Call the handler inside an invocation; an idempotent one once more after a loss that allows it."""
+    deadline = deadline_of(warm, options, context)
+    try:
+        with Invocation(warm, options, deadline, context) as connection:
+            return call(connection)
+    except psycopg.OperationalError as error:
+        left_ms = deadline.left_ms()
+        if not options.idempotent or not _may_be_repeated(error) or (left_ms is not None and left_ms <= 0):
+            raise
+        telemetry.retried(type(error).__name__)
+    with Invocation(warm, options, deadline, context) as connection:
+        return call(connection)
+
+
+class Invocation:
+    """One invocation: gives its connection, commits when it is left, rolls back when it raises.
+
+    Inside another invocation on the same database it joins that one, as a savepoint. A class and not a generator with
+    @contextmanager: it stands on the warm path of every invocation.
+    """
+
+    __slots__ = ("_connection", "_context", "_deadline", "_is_cold", "_joined", "_options", "_warm")
+
+    def __init__(self, warm: WarmConnection, options: HandlerOptions, deadline: Deadline, context: object) -> None:
+        self._warm = warm
+        self._options = options
+        self._deadline = deadline
+        self._context = context
+        self._is_cold = not warm.is_open
+        self._joined: AbstractContextManager[object] | None = None
+
+    def __enter__(self) -> SessionConnection:
+        outer = _current.get(self._options.database)
+        if outer is not None:
+            self._joined = outer.transaction() if self._options.transaction else nullcontext()
+            self._joined.__enter__()
+            return outer
+        try:
+            connection = self._connection = self._started()
+        except BaseException:
+            self._ended()
+            raise
+        _current[self._options.database] = connection
+        if self._deadline.last_statement_at is not None:
+            _watchdog.arm(self._deadline.last_statement_at, self._cancel)
+        return connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if self._joined is not None:
+            return self._joined.__exit__(kind, error, trace)
+        connection = self._connection
+        del _current[self._options.database]
+        if self._deadline.last_statement_at is not None:
+            _watchdog.disarm()
+        try:
+            if error is not None:
+                _roll_back(connection)
+            elif self._options.transaction:
+                self._commit(connection)
+        finally:
+            self._ended()
+        return None
+
+    def _started(self) -> SessionConnection:
+        began = time.perf_counter()
+        options = self._options
+        try:
+            if options.transaction:
+                return self._warm.begin(self._deadline, options.isolation_level, options.read_only)
+            connection = self._warm.acquire(self._deadline)
+            connection.autocommit = True
+            return connection
+        finally:
+            telemetry.waited((time.perf_counter() - began) * 1000)
+
+    def _commit(self, connection: SessionConnection) -> None:
+        try:
+            commit(self._warm, connection, self._deadline, self._options.resolve_commit)
+        except BaseException:
+            _roll_back(connection)
+            raise
+
+    def _ended(self) -> None:
+        self._warm.rest()
+        telemetry.invocation_ended(self._is_cold, self._context)
+
+    def _cancel(self) -> None:
+        if self._connection.cancel_running():
+            telemetry.deadline_cancelled()
+
+
+def deadline_of(warm: WarmConnection, options: HandlerOptions, context: object) -> Deadline:
+    """Return when the invocation's statements must have ended."""
+    margin_ms = options.deadline_margin_ms
+    return Deadline.of(context, warm.settings.deadline_margin_ms if margin_ms is None else margin_ms)
+
+
+def _may_be_repeated(error: psycopg.OperationalError) -> bool:
+    if isinstance(error, psycopg.errors.SerializationFailure | psycopg.errors.DeadlockDetected):
+        return True
+    return isinstance(error, CommitOutcomeUnknown | NotCommitted) or is_connection_loss(error)
+
+
+def is_connection_loss(error: psycopg.OperationalError) -> bool:
+    """Say whether psycopg reports that the connection itself went away (SQLSTATE class 08, 57P01 to 57P03, or none)."""
+    state = error.sqlstate
+    return type(error) is psycopg.OperationalError if state is None else state.startswith(("08", "57P0"))
+
+
+def _roll_back(connection: SessionConnection) -> None:
+    try:
+        if not connection.closed:
+            connection.rollback()
+    except psycopg.Error:
+        # The handler's own exception is what matters; a lost connection rolls back by itself.
+        connection.close()

@@ -1,0 +1,80 @@
+"""psycopg's connection as the layer hands it out: every transaction begins with the invocation's statement timeout.
+
+Owns what is hooked into psycopg: the BEGIN that it sends before a first statement, and the look at each statement.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg import errors, generators
+from psycopg.abc import PQGen, Query
+from psycopg.pq import ExecStatus, Format, TransactionStatus
+from psycopg.pq.abc import PGresult
+from psycopg.rows import Row, TupleRow
+
+from emberpool.deadline import NO_DEADLINE, Deadline
+from emberpool.session_state import hazard_of
+
+CANCEL_SECONDS = 2.0
+
+
+class LookingCursor(psycopg.Cursor[Row]):
+    """A cursor that looks whether a statement leaves something behind in the session."""
+
+    def _start_query(self, query: Query | None = None) -> PQGen[None]:
+        connection = self._conn
+        if isinstance(connection, SessionConnection) and connection.on_hazard and isinstance(query, str):
+            kind = hazard_of(query)
+            if kind:
+                connection.on_hazard(kind)
+        yield from super()._start_query(query)
+
+
+class SessionConnection(psycopg.Connection[TupleRow]):
+    """A psycopg connection that knows when its invocation ends. Statements that would come too late are not sent."""
+
+    deadline: Deadline = NO_DEADLINE
+    on_hazard: Callable[[str], None] | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.poller = select.poll()  # the socket's, made once: it is asked before each invocation
+
+    def begin_command(self) -> bytes:
+        """Return what begins a transaction, for one message. Raises DeadlineTooClose."""
+        return self._get_tx_start_command() + b"; " + self._timeout_command()
+
+    def cancel_running(self) -> bool:
+        """Cancel the statement that runs now; False when none does. Safe to call from another thread."""
+        if self.closed or self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+            return False
+        try:
+            self.cancel_safe(timeout=CANCEL_SECONDS)
+        except psycopg.Error:
+            return False  # the server is gone, and the statement with it, or statement_timeout ends it
+        return True
+
+    def _timeout_command(self) -> bytes:
+        return b"SET LOCAL statement_timeout = %d" % self.deadline.statement_timeout_ms()
+
+    def _start_query(self) -> PQGen[None]:
+        self.deadline.statement_timeout_ms()  # raises when it is too late for another statement
+        yield from super()._start_query()
+
+    def _exec_command(self, command: Any, result_format: Format = Format.TEXT) -> PQGen[PGresult | None]:
+        # psycopg begins each transaction, a user's own included, with this very object.
+        if not self._begin_statement or command is not self._begin_statement:
+            return (yield from super()._exec_command(command, result_format))
+        if self._pipeline:
+            yield from super()._exec_command(command)
+            return (yield from super()._exec_command(self._timeout_command()))
+        self._check_connection_ok()
+        self.pgconn.send_query(self.begin_command())
+        for result in (yield from generators.execute(self.pgconn)):
+            if result.status != ExecStatus.COMMAND_OK:
+                raise errors.error_from_result(result, encoding=self.pgconn._encoding)
+        return None
