@@ -6,6 +6,7 @@ Knows nothing of handlers or commits. Keyed by process id: after a fork the chil
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -90,10 +91,15 @@ class WarmConnection:
         """Return the connection inside a new transaction, opened or replaced when needed.
 
         One round trip when warm. A connection that is lost here is replaced once: nothing of the handler's has
-        run yet. Raises ConnectionUnavailable, PoolBusy, SecretUnavailable or DeadlineTooClose.
+        run yet. With EMBERPOOL_PIPELINE_BEGIN, and a connection that was used lately, none: BEGIN then rides with the
+        first statement. Raises ConnectionUnavailable, PoolBusy, SecretUnavailable or DeadlineTooClose.
         """
         deadline.statement_timeout_ms("nothing has run")  # before anything is opened
+        was_used_lately = self._idle_seconds() < LONGEST_TRUSTED_IDLE_SECONDS
         connection = self._prepared(self.acquire(deadline), isolation_level, read_only)
+        connection.begins_with_first_statement = was_used_lately and self.settings.pipeline_begin == "on"
+        if connection.begins_with_first_statement:
+            return connection
         if _succeeded(connection, connection.begin_command()):
             return connection
         if not _is_lost(connection) or _is_pool_busy(connection):
@@ -161,10 +167,14 @@ class WarmConnection:
             if events[0][1] & GONE:
                 return "closed by server"
             pgconn.consume_input()  # a notification or a notice
-        idle_seconds = time.time() - self._last_used
-        if 0 <= idle_seconds < LONGEST_TRUSTED_IDLE_SECONDS:
+        if self._idle_seconds() < LONGEST_TRUSTED_IDLE_SECONDS:
             return None if pgconn.status == ConnStatus.OK else "broken"
         return None if _answers(connection, ANSWER_SECONDS) else "no answer"
+
+    def _idle_seconds(self) -> float:
+        """Return how long the connection has rested; for ever when the wall clock went back meanwhile."""
+        idle_seconds = time.time() - self._last_used
+        return idle_seconds if idle_seconds >= 0 else math.inf
 
     def _open(self, retry_until: float) -> SessionConnection:
         """Open a connection, trying again until `retry_until` (monotonic seconds) with decorrelated jitter.

@@ -29,18 +29,6 @@ class Login:
     password: str = field(repr=False)
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """What a stage of the secret held, or why it could not be read, and when; `at` is seconds since 1970."""
-
-    at: float
-    result: Login | str
-
-    @property
-    def is_recent(self) -> bool:
-        return 0 <= time.time() - self.at < SHORTEST_REFETCH_SECONDS
-
-
 class Credentials:
     """The login for `settings`. Opens nothing until `login()` is called.
 
@@ -52,7 +40,8 @@ class Credentials:
         self._cached: Login | None = None
         self._made_at = 0.0
         self._refused: list[Login] = []
-        self._readings: dict[str, _Reading] = {}
+        # By stage: when it was read, and what it held or why it could not be read.
+        self._readings: dict[str, tuple[float, Login | str]] = {}
 
     def login(self) -> Login:
         """Return the login to begin an attempt with: read once and kept, an IAM token renewed before it expires.
@@ -76,15 +65,6 @@ class Credentials:
                 return self._keep(candidate)
         return None
 
-    @property
-    def can_change(self) -> bool:
-        """Whether reading again may give another password."""
-        return self._settings.auth == "iam" or self._settings.secret_arn is not None
-
-    def forget(self) -> None:
-        """Read the secret again at the next login: the password was refused."""
-        self._cached = None
-
     def _keep(self, login: Login) -> Login:
         self._cached = login
         return login
@@ -98,10 +78,12 @@ class Credentials:
             return self._new_token()
         if settings.secret_arn is None:
             return Login(settings.user, settings.password or "")
-        text = secret_sources.from_extension(settings.secret_arn)
-        if text is not None:
-            return _login_or_raise(_login_in(text, settings))
-        return self._stage(AWSCURRENT)
+        found = self._from_extension(settings.secret_arn)
+        return self._stage(AWSCURRENT) if found is None else _login_or_raise(found)
+
+    def _from_extension(self, secret_arn: str) -> Login | str | None:
+        text = secret_sources.from_extension(secret_arn)
+        return None if text is None else _login_in(text, self._settings)
 
     def _candidates(self) -> Iterator[Login]:
         """Yield what may be accepted now, each only read when the ones before were refused, too."""
@@ -120,8 +102,10 @@ class Credentials:
 
     def _new_token(self) -> Login:
         settings = self._settings
-        self._made_at = time.time()
-        return Login(settings.user, secret_sources.iam_token(settings.host, settings.port, settings.user))
+        made_at = time.time()
+        token = secret_sources.iam_token(settings.host, settings.port, settings.user)
+        self._made_at = made_at  # only now: a failure leaves the old one as old as it is
+        return Login(settings.user, token)
 
     def _stage_or_none(self, stage: str) -> Login | None:
         """Return the login at a stage that the secret need not have, and the role need not be allowed to read."""
@@ -131,10 +115,12 @@ class Credentials:
             return None
 
     def _stage(self, stage: str) -> Login:
-        reading = self._readings.get(stage)
-        if reading is None or not reading.is_recent:
-            reading = self._readings[stage] = _Reading(time.time(), self._read(stage))
-        return _login_or_raise(reading.result)
+        now = time.time()
+        read_at, found = self._readings.get(stage, (0.0, ""))
+        if not 0 <= now - read_at < SHORTEST_REFETCH_SECONDS:
+            found = self._read(stage)
+            self._readings[stage] = now, found
+        return _login_or_raise(found)
 
     def _read(self, stage: str) -> Login | str:
         settings = self._settings

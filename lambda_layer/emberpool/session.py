@@ -6,12 +6,13 @@ Owns what is hooked into psycopg: the BEGIN that it sends before a first stateme
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 import psycopg
 from psycopg import errors, generators
-from psycopg.abc import PQGen, Query
+from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import Row, TupleRow
@@ -23,7 +24,17 @@ CANCEL_SECONDS = 2.0
 
 
 class LookingCursor(psycopg.Cursor[Row]):
-    """A cursor that looks whether a statement leaves something behind in the session."""
+    """A cursor that looks whether a statement leaves something behind in the session, and lets BEGIN ride with it."""
+
+    def execute(
+        self, query: Any, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> Self:
+        """Execute a query as psycopg does; the first of a transaction may bring its BEGIN along."""
+        connection = self._conn
+        if isinstance(connection, SessionConnection) and connection.may_ride(query, params):
+            with connection.riding():
+                return super().execute(query, params, prepare=prepare, binary=binary)
+        return super().execute(query, params, prepare=prepare, binary=binary)
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         connection = self._conn
@@ -39,10 +50,32 @@ class SessionConnection(psycopg.Connection[TupleRow]):
 
     deadline: Deadline = NO_DEADLINE
     on_hazard: Callable[[str], None] | None = None
+    begins_with_first_statement = False
+    _is_riding = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.poller = select.poll()  # the socket's, made once: it is asked before each invocation
+
+    def may_ride(self, query: Query, params: Params | None) -> bool:
+        """Say whether BEGIN and this statement may go in one message: a pipeline takes single statements only."""
+        return (
+            self.begins_with_first_statement
+            and self.pgconn.transaction_status == TransactionStatus.IDLE
+            and not self.autocommit
+            and self._pipeline is None
+            and (params is not None or (isinstance(query, str) and ";" not in query))
+        )
+
+    @contextmanager
+    def riding(self) -> Iterator[None]:
+        """Send BEGIN and the one statement that is executed meanwhile together, and wait for both at the end."""
+        with self.pipeline():
+            self._is_riding = True
+            try:
+                yield
+            finally:
+                self._is_riding = False
 
     def begin_command(self) -> bytes:
         """Return what begins a transaction, for one message. Raises DeadlineTooClose."""
@@ -63,7 +96,11 @@ class SessionConnection(psycopg.Connection[TupleRow]):
 
     def _start_query(self) -> PQGen[None]:
         self.deadline.statement_timeout_ms()  # raises when it is too late for another statement
-        yield from super()._start_query()
+        if self._is_riding:
+            # Without psycopg's synchronisation after BEGIN: all of it leaves in one message with the statement.
+            yield from self._exec_command(self._get_tx_start_command())
+        else:
+            yield from super()._start_query()
 
     def _exec_command(self, command: Any, result_format: Format = Format.TEXT) -> PQGen[PGresult | None]:
         # psycopg begins each transaction, a user's own included, with this very object.

@@ -79,6 +79,9 @@ class LayerSettings:
     )
     metrics: str = field(default="on", metadata=_help("`off`: no metrics; log lines follow the log level"))
 
+    pipeline_begin: str = field(
+        default="off", metadata=_help("on: BEGIN rides with the first statement; saves a round trip, costs CPU")
+    )
     # Which of several databases this is: its variables are EMBERPOOL_<NAME>_HOST and so on.
     name: str | None = field(default=None, metadata=_help("(no variable: the decorator's `database`)"))
 
@@ -91,6 +94,7 @@ class LayerSettings:
         self._check_range("connect_retry_seconds", 0, 900)
         self._check_range("deadline_margin_ms", 0, 60_000)
         self._check_choice("metrics", SWITCH)
+        self._check_choice("pipeline_begin", SWITCH)
         self._check_choice("close_on_shutdown", SWITCH)
         self._check_choice("auth", AUTHS)
         self._check_choice("sslmode", SSLMODES)
