@@ -59,8 +59,12 @@ bench: dev ## measure against what a user would pick instead, as ratios
 docs: dev ## write the generated pages of docs/ again
 	@$(BIN)/python docs/generate.py
 
+.PHONY: layer
+layer: dev ## build the Lambda layer's zips into dist/ (ARGS="--with-powertools" …)
+	@$(BIN)/python infra/build_layers.py $(ARGS)
+
 .PHONY: image
-image: dev ## build the proxy's container image (needs docker)
+image: dev ## build the proxy's container image and try it out (needs docker)
 	@$(BIN)/python infra/build_image.py $(ARGS)
 
 .PHONY: lock

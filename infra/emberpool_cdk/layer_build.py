@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import compileall
-import py_compile
 import re
 import shutil
 import subprocess
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from packaging.markers import Marker
 
+from emberpool_cdk.layer_bytecode import BytecodeFailed, Compiler, compile_modules, find_compiler
 from emberpool_cdk.source_files import IGNORED, content_hash, lock_file, package_folder
 
 PACKAGE = "emberpool"
@@ -21,8 +20,12 @@ PACKAGE = "emberpool"
 RUNTIMES = ("python3.12", "python3.13", "python3.14")
 MACHINES = {"arm64": "aarch64", "x86_64": "x86_64"}
 PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
-LAYER_ROOT = "/opt/python"
-BUILD_FORMAT = "1"  # part of the hash: raise it when the same sources shall give another layer
+# What pip notes about this machine; METADATA stays, psycopg reads its version there, and so do the licences.
+INSTALL_RECORDS = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
+ONLY_FOR_TYPE_CHECKERS = ("*.pyi", "py.typed")
+# psycopg imports these only when its C implementation cannot be imported; without a libpq in Lambda they cannot either.
+WITHOUT_THE_C_IMPLEMENTATION = ("psycopg/pq/pq_ctypes.py", "psycopg/pq/_pq_ctypes.py")
+BUILD_FORMAT = "2"  # part of the hash: raise it when the same sources shall give another layer
 LINES_OF_PIP_SHOWN = 12
 
 
@@ -31,18 +34,21 @@ class LayerUnsupported(ValueError):  # noqa: N818 (named by what is wrong, as al
 
 
 class LayerBuildFailed(RuntimeError):  # noqa: N818 (named by what is wrong, as all errors of emberpool)
-    """pip could not install the locked packages: the message ends with pip's own last lines."""
+    """The layer's packages cannot be installed or compiled: the message ends with pip's or Python's last lines."""
 
 
 @dataclass(frozen=True)
 class LayerBuild:
     """What a layer is made of, in Lambda's words: `architecture` arm64 or x86_64, `runtime` python3.13 or the like.
 
+    `with_powertools` adds Powertools for AWS Lambda, from a lock of its own.
+
     Raises LayerUnsupported for others, SourceMissing when emberpool is not installed completely.
     """
 
     architecture: str
     runtime: str
+    with_powertools: bool = False
 
     def __post_init__(self) -> None:
         if self.architecture not in MACHINES:
@@ -61,23 +67,42 @@ class LayerBuild:
         return self.runtime.removeprefix("python")
 
     @property
-    def compiles(self) -> bool:
-        """Whether this Python writes bytecode that the runtime accepts."""
-        return self.python_version == f"{sys.version_info.major}.{sys.version_info.minor}"
+    def compiler(self) -> Compiler | None:
+        """The Python on this machine that writes bytecode for the runtime, or None."""
+        return find_compiler(self.python_version)
+
+    @property
+    def warning(self) -> str | None:
+        """What is missing in the layer that this machine builds, what it costs and how to get it; mostly None."""
+        if self.compiler is not None:
+            return None
+        return (
+            f"no Python {self.python_version} was found on this machine: the layer for {self.runtime} has no compiled "
+            f"bytecode, so its imports take about twice as long at each cold start. Install Python "
+            f"{self.python_version} (on PATH, by pyenv or by uv) and build again"
+        )
 
     def content_hash(self) -> str:
-        """Return what changes when the layer's content does, known without building it."""
-        terms = (BUILD_FORMAT, self.architecture, self.runtime, str(self.compiles), lock_file("layer").read_text())
+        """Return what changes when the layer's content does, known without building it.
+
+        Not with the compiling Python's patch version: its bytecode does the same.
+        """
+        is_compiled = str(self.compiler is not None)
+        terms = (BUILD_FORMAT, self.architecture, self.runtime, is_compiled, self._lock_file().read_text())
         return content_hash(terms, self.package)
 
     def write(self, output_folder: str) -> None:
         """Write the layer's content. Raises LayerBuildFailed."""
         target = Path(output_folder) / "python"
         self._install(target)
-        shutil.rmtree(target / "bin", ignore_errors=True)  # scripts for this machine's Python
         shutil.copytree(self.package, target / PACKAGE, ignore=shutil.ignore_patterns(*IGNORED))
-        if self.compiles:
-            self._compile(target)
+        _drop_what_no_function_needs(target)
+        if self.compiler is not None:
+            try:
+                compile_modules(target, self.compiler)
+            except BytecodeFailed as failure:
+                raise LayerBuildFailed(str(failure)) from failure
+        _make_readable(target)
 
     def requirements(self) -> str:
         """Return the lock file with only the lines that hold for the runtime, their markers removed.
@@ -94,7 +119,7 @@ class LayerBuild:
             "sys_platform": "linux",
             "platform_machine": MACHINES[self.architecture],
         }
-        lock = re.sub(r"\\\n", " ", lock_file("layer").read_text())
+        lock = re.sub(r"\\\n", " ", self._lock_file().read_text())
         lines = (line for line in lock.splitlines() if line.strip() and not line.startswith("#"))
         wanted = []
         for line in lines:
@@ -103,6 +128,9 @@ class LayerBuild:
             if not marker.strip() or Marker(marker.strip()).evaluate(environment):
                 wanted.append(" ".join([name.strip(), *(f"--hash={each.strip()}" for each in hashes)]))
         return "\n".join(wanted) + "\n"
+
+    def _lock_file(self) -> Path:
+        return lock_file("layer-powertools" if self.with_powertools else "layer")
 
     def _install(self, target: Path) -> None:
         machine = MACHINES[self.architecture]
@@ -119,16 +147,20 @@ class LayerBuild:
             shown = "\n".join(done.stderr.strip().splitlines()[-LINES_OF_PIP_SHOWN:])
             raise LayerBuildFailed(
                 f"pip could not install the layer's packages for {self.runtime} on {self.architecture} "
-                f"(exit code {done.returncode}). Check that this machine reaches its package index, then synthesize "
+                f"(exit code {done.returncode}). Check that this machine reaches its package index, then try "
                 f"again. pip said:\n{shown}"
             )
 
-    def _compile(self, target: Path) -> None:
-        # Unchecked: the zip's timestamps differ from the sources', and Lambda could not write new ones.
-        compileall.compile_dir(
-            target,
-            quiet=2,
-            stripdir=str(target),
-            prependdir=LAYER_ROOT,
-            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-        )
+
+def _drop_what_no_function_needs(target: Path) -> None:
+    shutil.rmtree(target / "bin", ignore_errors=True)  # scripts for this machine's Python
+    records = (f"*.dist-info/{name}" for name in INSTALL_RECORDS)
+    for pattern in (*records, *ONLY_FOR_TYPE_CHECKERS, *WITHOUT_THE_C_IMPLEMENTATION):
+        for path in list(target.rglob(pattern)):
+            path.unlink()
+
+
+def _make_readable(target: Path) -> None:
+    # CDK packs the modes as they are: the builder's umask must not make another layer, or an unreadable one.
+    for path in (target, *target.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)

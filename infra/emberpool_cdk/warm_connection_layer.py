@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import jsii
-from aws_cdk import AssetHashType, BundlingOptions, ILocalBundling, Stack
+from aws_cdk import Annotations, AssetHashType, BundlingOptions, ILocalBundling, Stack
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
@@ -17,8 +17,8 @@ __all__ = ["LayerBuildFailed", "LayerUnsupported", "WarmConnectionLayer"]
 class WarmConnectionLayer(lambda_.LayerVersion):
     """A layer version with `emberpool` and psycopg.
 
-    Compiled bytecode halves the imports' share of a cold start; it is added when the app is synthesized with the
-    same Python minor version as `runtime`, and left out otherwise (Lambda then compiles at each cold start).
+    Compiled bytecode halves the imports' share of a cold start. A Python of `runtime`'s minor version compiles it; when
+    there is none where the app is synthesized, it is left out with a warning (Lambda then compiles at each cold start).
 
     Raises LayerUnsupported for a runtime or architecture without wheels, LayerBuildFailed when pip fails.
     """
@@ -50,6 +50,8 @@ class WarmConnectionLayer(lambda_.LayerVersion):
             if bundling.failure is not None:
                 raise bundling.failure from None
             raise
+        if build.warning is not None and Stack.of(self).bundling_required:
+            Annotations.of(self).add_warning_v2("emberpool:layer-without-bytecode", build.warning)
 
     @classmethod
     def shared(

@@ -1,11 +1,12 @@
-"""The layer is built from the lock by the real pip, and works in a Python that has nothing else."""
+"""What a layer is built from and with; what comes out is in test_layer_artifact.py."""
 
 from __future__ import annotations
 
+import json
 import os
-import platform
-import subprocess
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,58 +14,28 @@ from aws_cdk import App, Stack
 
 from emberpool_cdk import LayerBuildFailed, LayerUnsupported, WarmConnectionLayer, layer_build
 from emberpool_cdk.layer_build import LayerBuild
-
-THIS_PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
-THIS_MACHINE = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
-
-
-@pytest.fixture(scope="module")
-def built_for_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A layer for the Python and processor that run this test."""
-    folder = tmp_path_factory.mktemp("layer")
-    with pytest.MonkeyPatch.context() as patch:
-        # 3.11 has no arm64 wheels, so it is no supported runtime; here it only has to import what was built.
-        patch.setattr(layer_build, "RUNTIMES", (*layer_build.RUNTIMES, THIS_PYTHON))
-        LayerBuild(architecture=THIS_MACHINE, runtime=THIS_PYTHON).write(str(folder))
-    return folder / "python"
+from emberpool_cdk.layer_bytecode import BytecodeFailed, Compiler, compile_modules, find_compiler
+from emberpool_cdk.source_files import lock_file
 
 
-def test_layer_is_importable_on_its_own(built_for_this_machine: Path) -> None:
-    """A Python with nothing but the layer imports emberpool and psycopg's C implementation from it."""
-    program = (
-        "import emberpool, psycopg; from emberpool import warm_connection; "
-        "assert psycopg.pq.__impl__ == 'binary'; print(emberpool.__file__)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", program],
-        env={"PYTHONPATH": str(built_for_this_machine), "PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(built_for_this_machine))
+@pytest.fixture
+def no_other_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A machine whose PATH is one empty folder, without pyenv and uv; returns that folder."""
+    folder = tmp_path / "path"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    find_compiler.cache_clear()
+    yield folder
+    find_compiler.cache_clear()
 
 
-def test_bytecode_is_shipped_and_never_rechecked(built_for_this_machine: Path) -> None:
-    """Every module has bytecode that is valid whatever the zip did to timestamps, and names Lambda's path."""
-    sources = [path for path in built_for_this_machine.rglob("*.py") if path.parent.name in ("emberpool", "psycopg")]
-    assert sources
-    for source in sources:
-        compiled = source.parent / "__pycache__" / f"{source.stem}.{sys.implementation.cache_tag}.pyc"
-        content = compiled.read_bytes()
-        assert int.from_bytes(content[4:8], "little") == 0b01  # hash-based, unchecked (PEP 552)
-        assert b"/opt/python/" in content
-
-
-def test_other_architecture_gets_its_own_libraries(tmp_path: Path) -> None:
-    """An arm64 layer has arm64 libraries, built on whatever machine runs this."""
-    LayerBuild(architecture="arm64", runtime="python3.13").write(str(tmp_path))
-    libraries = list((tmp_path / "python" / "psycopg_binary").glob("*.so"))
-    assert libraries
-    machine = int.from_bytes(libraries[0].read_bytes()[18:20], "little")
-    assert machine == 183  # EM_AARCH64
-    assert not list(tmp_path.rglob("bin"))
+def _program(path: Path, cache_tag: str, release_level: str, version: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho '{json.dumps([cache_tag, release_level, version])}'\n")
+    path.chmod(0o755)
+    return path
 
 
 def test_markers_are_those_of_the_runtime() -> None:
@@ -101,3 +72,83 @@ def test_unsupported_architecture_is_refused() -> None:
     """The message lists the architectures that work."""
     with pytest.raises(LayerUnsupported, match="architecture must be one of arm64, x86_64, got s390x"):
         LayerBuild("s390x", "python3.13")
+
+
+def test_powertools_has_a_lock_of_its_own_with_the_same_psycopg() -> None:
+    """Only the variant asks for Powertools, its hash is another, and both layers get the same driver."""
+    plain, variant = LayerBuild("arm64", "python3.13"), LayerBuild("arm64", "python3.13", with_powertools=True)
+    assert "aws-lambda-powertools==" in variant.requirements()
+    assert "aws-lambda-powertools" not in plain.requirements()
+    assert "boto3" not in variant.requirements()
+    assert plain.content_hash() != variant.content_hash()
+    pins = re.compile(r"^psycopg\S*==\S+", re.MULTILINE)
+    assert pins.findall(lock_file("layer").read_text()) == pins.findall(lock_file("layer-powertools").read_text())
+
+
+def test_python_of_the_runtime_is_found_behind_a_broken_shim(no_other_python: Path, tmp_path: Path) -> None:
+    """pyenv's newest final version is taken: not a shim that is switched off, nor a pre-release."""
+    shim = _program(no_other_python / "python3.14", "", "", "")
+    shim.write_text("#!/bin/sh\nexit 127\n")
+    versions = tmp_path / "pyenv" / "versions"
+    _program(versions / "3.14.2" / "bin" / "python3.14", "cpython-314", "final", "3.14.2")
+    wanted = _program(versions / "3.14.10" / "bin" / "python3.14", "cpython-314", "final", "3.14.10")
+    _program(versions / "3.14.11" / "bin" / "python3.14", "cpython-314", "candidate", "3.14.11")
+    assert find_compiler("3.14") == Compiler(wanted, "3.14.10")
+    assert LayerBuild("arm64", "python3.14").warning is None
+
+
+def test_python_that_only_uv_knows_is_found(no_other_python: Path, tmp_path: Path) -> None:
+    """uv is asked for what it has installed, never to download."""
+    wanted = _program(tmp_path / "uv" / "python3.14", "cpython-314", "final", "3.14.1")
+    uv = no_other_python / "uv"
+    uv.write_text(f'#!/bin/sh\n[ "$*" = "python find --offline --no-python-downloads 3.14" ] && echo {wanted}\n')
+    uv.chmod(0o755)
+    assert find_compiler("3.14") == Compiler(wanted, "3.14.1")
+
+
+def test_missing_python_is_a_warning_with_its_cost_and_cure(no_other_python: Path) -> None:
+    """The warning names the runtime, what slows down and what to install; the layer's hash tells it apart."""
+    build = LayerBuild("arm64", "python3.14")
+    assert build.compiler is None
+    assert "the layer for python3.14 has no compiled bytecode" in str(build.warning)
+    assert "imports take about twice as long" in str(build.warning)
+    assert "Install Python 3.14" in str(build.warning)
+    without = build.content_hash()
+    _program(no_other_python / "python3.14", "cpython-314", "final", "3.14.1")
+    find_compiler.cache_clear()
+    assert build.content_hash() != without
+
+
+def test_layer_without_bytecode_is_a_warning_of_the_synthesis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stack whose layer is bundled has sources only and says so; one that bundles nothing says nothing."""
+    monkeypatch.setattr(layer_build, "find_compiler", lambda version: None)
+    app = App(outdir=str(tmp_path / "cdk.out"), context={"aws:cdk:bundling-stacks": ["Bundled"]})
+    for name in ("Bundled", "Unbundled"):
+        WarmConnectionLayer(Stack(app, name), "Layer")
+    assembly = app.synth()
+    (message,) = assembly.get_stack_by_name("Bundled").messages
+    assert "has no compiled bytecode" in str(message.entry.data)
+    assert not assembly.get_stack_by_name("Unbundled").messages
+    assert list(Path(assembly.directory).glob("asset.*/python/emberpool/handler.py"))
+    assert not list(Path(assembly.directory).glob("asset.*/python/**/*.pyc"))
+
+
+def test_bytecode_is_the_same_wherever_it_is_compiled(tmp_path: Path) -> None:
+    """Two folders with the same module get the same bytes, and Lambda's path in them."""
+    source = "def f(x):\n    return x in {'a', 'b', 'c', 'd', 'e', 'f'}\n"
+    compiler = find_compiler(f"{sys.version_info.major}.{sys.version_info.minor}")
+    assert compiler is not None
+    for name in ("one", "another_folder"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "module.py").write_text(source)
+        compile_modules(tmp_path / name, compiler)
+    one, other = (path.read_bytes() for path in tmp_path.rglob("*.pyc"))
+    assert one == other
+    assert b"/opt/python/module.py" in one
+
+
+def test_module_that_does_not_compile_is_one_tidy_error(tmp_path: Path) -> None:
+    """The message has the compiler's own words."""
+    (tmp_path / "module.py").write_text("def f(:\n")
+    with pytest.raises(BytecodeFailed, match=r"(?s)could not compile .* said:.*SyntaxError"):
+        compile_modules(tmp_path, Compiler(Path(sys.executable), "3.x"))

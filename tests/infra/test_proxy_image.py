@@ -1,15 +1,23 @@
-"""The image's build context and Dockerfile. The image itself is NOT built here: there may be no docker daemon."""
+"""The image's build context and Dockerfile, and how `make image` calls docker.
+
+The image itself is NOT built here, as there may be no docker daemon: `make image` builds it and tries it out.
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import build_image
+from emberpool_app.image.container import ImageContainer
+from emberpool_app.image.docker import Docker
 from emberpool_cdk import ProxyContext
+from emberpool_cdk.proxy_image import CA_FILE, CONTAINER_USER
 from emberpool_cdk.source_files import content_hash
 
 Instruction = tuple[str, str]
@@ -68,8 +76,9 @@ def test_last_stage_has_no_build_tools(instructions: list[list[Instruction]]) ->
     for stage in (base, last):
         commands = " ".join(rest for name, rest in stage if name == "RUN")
         assert not re.search(r"\b(pip|venv|gcc|build-essential|curl|wget)\b", commands)
-    assert "pgbouncer" in base[1][1]
-    assert "ca-certificates" in base[1][1]
+    (installed,) = (rest for name, rest in base if name == "RUN" and "apt-get install" in rest)
+    for package in ("pgbouncer", "ca-certificates", "python3"):
+        assert f" {package} " in installed
 
 
 def test_image_runs_as_a_user_without_rights(instructions: list[list[Instruction]]) -> None:
@@ -91,12 +100,47 @@ def test_run_folder_belongs_to_that_user_before_it_becomes_a_volume(instructions
     assert f"--owner={user} " in last[made][1]
 
 
+@pytest.fixture
+def stand_in(tmp_path: Path) -> StandIn:
+    """A docker program with a daemon, for how docker is called: what it builds is not looked at."""
+    return StandIn(tmp_path)
+
+
+@dataclass
+class StandIn:
+    """Writes down how it is called; an image of it has `size` bytes, its builds and containers `exit_code`."""
+
+    folder: Path
+
+    def make(self, *, size: int = 160_000_000, exit_code: int = 0) -> Docker:
+        program = self.folder / "docker"
+        lines = [
+            "#!/bin/sh",
+            f'[ "$1" = info ] || printf "%s\\n" "$*" >> {self.calls_path}',
+            'case "$*" in',
+            f"  *.Size*) echo {size} ;;",
+            "  *.Architecture*) echo linux/riscv64 ;;",
+            f"  build*|run*) exit {exit_code} ;;",
+            "esac",
+        ]
+        program.write_text("\n".join(lines) + "\n")
+        program.chmod(0o755)
+        return Docker(str(program))
+
+    @property
+    def calls_path(self) -> Path:
+        return self.folder / "calls.txt"
+
+    def calls(self, command: str) -> list[str]:
+        return [line for line in self.calls_path.read_text().splitlines() if line.startswith(f"{command} ")]
+
+
 def test_make_image_without_docker_says_so(checkout: Path, tmp_path: Path) -> None:
-    """Without a docker daemon the build script ends with one message and exit code 1."""
-    stand_in = tmp_path / "docker"
-    stand_in.write_text("#!/bin/sh\nexit 1\n")
-    stand_in.chmod(0o755)
-    for docker, message in ((str(stand_in), "finds no docker daemon"), ("no-such-docker", "is not installed")):
+    """Without docker, and without its daemon, the build script ends with one message and exit code 1."""
+    without_daemon = tmp_path / "docker"
+    without_daemon.write_text("#!/bin/sh\nexit 1\n")
+    without_daemon.chmod(0o755)
+    for docker, message in ((str(without_daemon), "finds no docker daemon"), ("no-such-docker", "is not installed")):
         done = subprocess.run(
             [sys.executable, checkout / "infra" / "build_image.py", "--docker", docker],
             capture_output=True,
@@ -105,4 +149,72 @@ def test_make_image_without_docker_says_so(checkout: Path, tmp_path: Path) -> No
         )
         assert done.returncode == 1
         assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_build_options_reach_docker(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    """Build arguments, network, platform and tag are docker's; an image for another machine is not run here."""
+    options = ["--build-arg", "BASE_IMAGE=registry/debian:1", "--build-arg", "RDS_CA_BUNDLE_URL=http://a/?b=c"]
+    options += ["--network", "host", "--platform", "linux/riscv64", "--tag", "ours:1"]
+    assert build_image.main(["--docker", stand_in.make().program, *options]) == 0
+    (built,) = stand_in.calls("build")
+    for option in (
+        "--build-arg BASE_IMAGE=registry/debian:1",
+        "--build-arg RDS_CA_BUNDLE_URL=http://a/?b=c",
+        "--network host",
+        "--platform linux/riscv64",
+        "--tag ours:1",
+    ):
+        assert f" {option} " in built
+    assert not stand_in.calls("run")
+    printed = capsys.readouterr().out
+    assert "ours:1 is built for linux/riscv64: 160 MB" in printed
+    assert "not tried out" in printed
+
+
+def test_malformed_build_argument_is_refused_before_docker_is_asked(
+    stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--build-arg` without a name or a value is an error of usage that shows what was given."""
+    docker = stand_in.make()
+    for wrong in ("BASE_IMAGE", "=value"):
+        with pytest.raises(SystemExit) as ended:
+            build_image.main(["--docker", docker.program, "--build-arg", wrong])
+        assert ended.value.code == 2
+        assert f"--build-arg must be NAME=VALUE, got '{wrong}'" in capsys.readouterr().err
+    assert not stand_in.calls_path.exists()
+
+
+def test_failed_build_is_one_message(stand_in: StandIn) -> None:
+    """When docker cannot build the image, the script says so and the image is not run."""
+    with pytest.raises(SystemExit, match="docker build failed with exit code 7"):
+        build_image.main(["--docker", stand_in.make(exit_code=7).program])
+    assert not stand_in.calls("run")
+
+
+def test_image_for_this_machine_is_tried_out(stand_in: StandIn) -> None:
+    """Without --platform the smoke test follows the build, and an image that is too large fails it."""
+    docker = stand_in.make(size=201_000_000)
+    with pytest.raises(SystemExit, match="the image has 201 MB, more than 200"):
+        build_image.main(["--docker", docker.program])
+    assert build_image.main(["--docker", docker.program, "--no-smoke-test"]) == 0
+
+
+def test_container_runs_as_its_task_definition_says(stand_in: StandIn, tmp_path: Path) -> None:
+    """The smoke test's container has a read-only root, the image's user, no rights, and no secret in its command."""
+    settings = {"client_password": "not-to-be-seen", "client_port": "6432"}
+    authorities = tmp_path / "authorities.pem"
+    with ImageContainer(stand_in.make(exit_code=2), "ours:1", settings, authorities, tmp_path) as container:
+        assert container.wait_until_ended() == 2
+    (run,) = stand_in.calls("run")
+    for option in (
+        "--rm",
+        "--read-only",
+        f"--user {CONTAINER_USER}",
+        "--cap-drop ALL",
+        "--env EMBERPOOL_PROXY_CLIENT_PASSWORD",
+        f"--volume {authorities}:{CA_FILE}:ro",
+    ):
+        assert f" {option} " in run
+    assert "not-to-be-seen" not in run
+    assert run.endswith(" ours:1")

@@ -1,0 +1,194 @@
+"""Tries out the proxy's image: what only a container can show.
+
+Its own PgBouncer, Python and certificate authorities, with a read-only root and without rights: it starts, serves a
+query, drains on SIGTERM and refuses wrong settings. What the proxy does beyond that, tests/proxy_service shows without
+an image.
+"""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from emberpool_app.image.container import HTTP_OK, ImageContainer, SmokeTestFailed
+from emberpool_app.image.docker import Docker
+from emberpool_cdk.proxy_image import CA_FILE, CONTAINER_USER
+from emberpool_local.host.ports import LOOPBACK, free_port
+from emberpool_local.host.server_user import give_to, server_user
+from emberpool_local.host.temp_folder import TempFolder
+from emberpool_local.host.waiting import wait_until
+from emberpool_local.postgres.program import find_postgres
+from emberpool_local.postgres.server import EmbeddedPostgres
+from emberpool_proxy.certificates import Certificate, self_signed
+from emberpool_proxy.pgbouncer.config import CERTIFICATE_FILE
+from emberpool_proxy.settings import ProxySettings, variable
+
+MOST_IMAGE_MEGABYTES = 200  # each new task pulls it before it serves
+CONNECT_SECONDS = 10
+EXIT_USAGE = 2
+DATABASE, DATABASE_USER, CLIENT_USER = "smoke_test", "pool", "function"
+
+
+def smoke_test(docker: Docker, image: str, show: Callable[[str], None]) -> None:
+    """Run `image` in front of a PostgreSQL of its own and tell `show` what was seen.
+
+    Raises SmokeTestFailed, DockerFailed and what EmbeddedPostgres raises.
+    """
+    _check_size(docker, image)
+    certificate = self_signed()
+    with TempFolder("image") as folder, _database(folder, certificate) as postgres:
+        trial = _Trial(docker, image, folder, _settings(postgres))
+        trial.write_authorities(certificate)
+        _check_wrong_setting_is_refused(trial)
+        show("a wrong setting ends it with exit code 2 and one line that names it")
+        with trial.container() as container:
+            show(f"ready {container.wait_until_ready():.1f} s after docker run, its root file system read-only")
+            _check_user(container)
+            show(f"runs as user {CONTAINER_USER}; the agent has {container.agent_megabytes():.0f} MB in memory")
+            _check_query(container, server_has_tls=postgres.program.has_tls)
+            show(_query_words(postgres))
+            _check_drain(container)
+            show("a transaction that runs at SIGTERM commits, then it ends with exit code 0")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What all containers of one smoke test have in common."""
+
+    docker: Docker
+    image: str
+    folder: Path
+    settings: dict[str, str]
+
+    @property
+    def authorities(self) -> Path:
+        return self.folder / "authorities.pem"
+
+    def container(self, **changed_settings: str) -> ImageContainer:
+        settings = self.settings | changed_settings
+        return ImageContainer(self.docker, self.image, settings, self.authorities, self.folder)
+
+    def write_authorities(self, certificate: Certificate) -> None:
+        """Write the image's own bundle of authorities with ours added: PgBouncer has to load all of them."""
+        read_bundle = ("run", "--rm", "--network", "none", "--entrypoint", "cat", self.image, CA_FILE)
+        bundle = self.docker.output(*read_bundle)
+        try:
+            ssl.create_default_context(cadata=bundle)
+        except ssl.SSLError as error:
+            # PgBouncer would skip what it cannot read, and know fewer authorities.
+            raise SmokeTestFailed(f"smoke test: {CA_FILE} of the image is no list of certificates: {error}") from error
+        self.authorities.write_text(bundle + certificate.certificate_pem.decode())
+
+
+def _check_size(docker: Docker, image: str) -> None:
+    megabytes = docker.image_megabytes(image)
+    if megabytes > MOST_IMAGE_MEGABYTES:
+        raise SmokeTestFailed(
+            f"smoke test: the image has {megabytes:.0f} MB, more than {MOST_IMAGE_MEGABYTES}; "
+            f"`docker history {image}` shows which step adds them"
+        )
+
+
+@contextmanager
+def _database(folder: Path, certificate: Certificate) -> Iterator[EmbeddedPostgres]:
+    """Run a PostgreSQL that has `certificate`, if it was built with TLS."""
+    program = find_postgres()
+    settings = {}
+    if program.has_tls:
+        files = {"ssl_cert_file": certificate.certificate_pem, "ssl_key_file": certificate.key_pem}
+        for name, content in files.items():
+            path = folder / name
+            path.touch(mode=0o600)
+            path.write_bytes(content)
+            give_to(server_user(), path)
+            settings[name] = str(path)
+        settings["ssl"] = "on"
+    with EmbeddedPostgres(max_connections=20, settings=settings, program=program) as postgres:
+        yield postgres
+
+
+def _settings(postgres: EmbeddedPostgres) -> dict[str, str]:
+    database_password, client_password = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+    postgres.create_role_and_database(DATABASE_USER, database_password, DATABASE)
+    return {
+        "database_host": postgres.host,
+        "database_port": str(postgres.port),
+        "database_name": DATABASE,
+        "database_user": DATABASE_USER,
+        "database_password": database_password,
+        "server_tls_mode": "verify-full" if postgres.program.has_tls else "disable",
+        "server_tls_ca_file": CA_FILE,
+        "client_user": CLIENT_USER,
+        "client_password": client_password,
+        "listen_host": LOOPBACK,
+        "client_port": str(free_port()),
+        "health_port": str(free_port()),
+        "drain_seconds": "0.5",
+        "stop_seconds": "15",
+    }
+
+
+def _check_wrong_setting_is_refused(trial: _Trial) -> None:
+    with trial.container(client_port="70000") as container:
+        exit_code = container.wait_until_ended()
+        lines = container.printed().splitlines()
+        if exit_code != EXIT_USAGE or len(lines) != 1 or variable("client_port") not in lines[0]:
+            raise container.failed(f"a wrong setting ended it with exit code {exit_code} and {len(lines)} lines")
+
+
+def _check_user(container: ImageContainer) -> None:
+    if container.user() != CONTAINER_USER:
+        raise container.failed(f"it runs as user {container.user()}, not as {CONTAINER_USER}")
+
+
+def _connect(container: ImageContainer) -> psycopg.Connection:
+    certificate = container.child.log_path.with_name(CERTIFICATE_FILE)
+    certificate.write_text(container.run("cat", f"{ProxySettings.run_folder}/{CERTIFICATE_FILE}"))
+    conninfo = make_conninfo(
+        host=LOOPBACK,
+        port=container.settings["client_port"],
+        user=CLIENT_USER,
+        password=container.settings["client_password"],
+        dbname=DATABASE,
+        sslmode="verify-full",
+        sslrootcert=str(certificate),
+        connect_timeout=CONNECT_SECONDS,
+    )
+    try:
+        return psycopg.connect(conninfo)
+    except psycopg.OperationalError as error:
+        raise container.failed(f"a client cannot connect: {error}") from error
+
+
+def _check_query(container: ImageContainer, *, server_has_tls: bool) -> None:
+    with _connect(container) as connection:
+        row = connection.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone()
+    if row != (server_has_tls,):
+        raise container.failed(f"TLS to the database was expected to be {server_has_tls}, PostgreSQL says {row}")
+
+
+def _query_words(postgres: EmbeddedPostgres) -> str:
+    if postgres.program.has_tls:
+        return "serves a query over TLS, the certificate of each side verified"
+    return "serves a query over TLS; without TLS to the database, as this PostgreSQL has none"
+
+
+def _check_drain(container: ImageContainer) -> None:
+    with _connect(container) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 1")  # opens a transaction
+        with container.stop():
+            try:
+                wait_until("/readyz did not notice SIGTERM", lambda: container.readiness() != HTTP_OK)
+                connection.commit()
+            except (TimeoutError, psycopg.OperationalError) as error:
+                raise container.failed(f"it did not drain: {error}") from error
+    exit_code = container.wait_until_ended()
+    if exit_code != 0:
+        raise container.failed(f"it ended with exit code {exit_code} after SIGTERM")
