@@ -108,6 +108,7 @@ class LocalStack:
             layer.PASSWORD: self.proxy.client_password,
             layer.SSLMODE: "verify-full",
             layer.SSLROOTCERT: str(self.proxy.certificate_path),
+            layer.METRICS: "off",  # their lines are for CloudWatch, which is not here
         }
 
     def direct_handler_environment(self) -> dict[str, str]:
@@ -119,6 +120,7 @@ class LocalStack:
             layer.USER: ROLE,
             layer.PASSWORD: self._role_password,
             layer.SSLMODE: "disable",
+            layer.METRICS: "off",
         }
 
     def describe(self) -> str:
