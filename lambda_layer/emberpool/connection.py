@@ -40,6 +40,8 @@ KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_COUNT = 30, 5, 3
 LONGEST_APPLICATION_NAME = 63  # PostgreSQL cuts it there
 
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 1.0
+# The system's: environments that were restored from one snapshot share the state of Python's own.
+_random = random.SystemRandom()
 # Trying again does not help: these need a hand.
 PERMANENT = re.compile(
     r"does not exist|no pg_hba.conf entry|certificate|SSL required|login rejected|no authentication method|not allowed"
@@ -196,7 +198,7 @@ class WarmConnection:
                     telemetry.retried("login refused")
                     login = other
                     continue
-                pause = min(LONGEST_PAUSE_SECONDS, random.uniform(SHORTEST_PAUSE_SECONDS, pause * 3))  # noqa: S311 (not a secret)
+                pause = min(LONGEST_PAUSE_SECONDS, _random.uniform(SHORTEST_PAUSE_SECONDS, pause * 3))
                 if PERMANENT.search(str(error)) or time.monotonic() + pause > retry_until:
                     _raise_unavailable(self.settings, error)
                 telemetry.retried("connection could not be opened")

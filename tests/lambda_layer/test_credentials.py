@@ -426,6 +426,28 @@ def test_secret_of_another_shape_is_one_clear_error(secrets_manager: Any, value:
     assert_nowhere("hush", caught.value)
 
 
+def test_secret_of_another_shape_from_the_extension_is_one_clear_error(
+    secrets_extension: SecretsExtension,
+) -> None:
+    """The extension's answer is shown as little as Secrets Manager's."""
+    secrets_extension.answer = json.dumps({"SecretString": "hush-not-json"}).encode()
+    with pytest.raises(SecretUnavailable, match="does not hold JSON") as caught:
+        Credentials(settings(secret_arn="client")).login()
+    assert_nowhere("hush", caught.value)
+
+
+def test_failed_renewal_of_an_iam_token_is_tried_again(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expired token is never handed out, however often its renewal fails."""
+    credentials = Credentials(settings(auth="iam"))
+    credentials.login()
+    clock.now += 3600
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    for _ in range(2):
+        with pytest.raises(SecretUnavailable):
+            credentials.login()
+
+
 def test_binary_secret_is_one_clear_error(secrets_manager: Any) -> None:
     """A secret without text says so."""
     arn = secrets_manager.create_secret(Name="client", SecretBinary=b"hush")["ARN"]

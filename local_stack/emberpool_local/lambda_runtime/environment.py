@@ -25,6 +25,9 @@ from emberpool_local.lambda_runtime.process import RunningProcess, Start
 from emberpool_local.lambda_runtime.runtime_api import Event, RuntimeApi
 from emberpool_local.lambda_runtime.variables import Function, environment_variables
 
+# Between SIGTERM and SIGKILL, for a runtime with an internal extension (documented).
+SHUTDOWN_SECONDS = 0.5
+
 
 class Environment:
     """An execution environment of the function; it runs one invocation at a time."""
@@ -38,6 +41,7 @@ class Environment:
         self._output = Output()
         self._process: RunningProcess | None = None
         self._is_frozen = False
+        self._is_snapshot = False
         self._is_closed = False
         # Held by both: a close in the middle of a start would find nothing to kill yet.
         self._starting_or_closing = asyncio.Lock()
@@ -74,7 +78,7 @@ class Environment:
         return self._output.text().splitlines()
 
     async def start(self, start: Start) -> None:
-        """Start the process and wait until the handler is loaded.
+        """Start the process and wait until the handler is loaded; with SnapStart it is a snapshot then.
 
         Raises HandlerInvalid when the handler cannot be loaded; the process is gone then.
         """
@@ -105,10 +109,11 @@ class Environment:
             self._process.exited.add_done_callback(self._on_exit)
 
     async def invoke(self, payload: bytes) -> Outcome:
-        """Run one invocation and wait until the environment is ready for the next one, or gone.
+        """Run one invocation and wait until the environment is ready for the next one, or gone; restore it before.
 
-        At the timeout the process is killed, as it is when the caller is cancelled.
+        At the timeout the process is ended, and killed when the caller is cancelled.
         """
+        await self.restore()
         self._output.read()
         position = self._output.position
         event = self._event(payload)
@@ -126,7 +131,7 @@ class Environment:
                 # The invocation lasts until the client asks for the next event, as on Lambda.
                 await self._resting.wait()
         except TimeoutError:
-            await self.kill()
+            await self._shut_down()
         except asyncio.CancelledError:
             await self.kill()
             raise
@@ -174,6 +179,33 @@ class Environment:
             self._is_frozen = False
             self._process.signal(signal.SIGCONT)
 
+    async def restore(self) -> None:
+        """Let a snapshot go on and wait until it is ready for its first invocation, or gone.
+
+        Nothing happens when it is none. When the restore takes longer than the initialisation may, it is killed.
+        """
+        if not self._is_snapshot or self.has_ended:
+            return
+        self._is_snapshot = False
+        self._resting.clear()
+        self.thaw()
+        self._api.restore()
+        try:
+            async with asyncio.timeout(self._function.init_timeout_seconds):
+                await self._resting.wait()
+        except (TimeoutError, asyncio.CancelledError) as error:
+            await self.kill()
+            if isinstance(error, asyncio.CancelledError):
+                raise
+
+    async def _shut_down(self) -> None:
+        """End the process as Lambda does: with an extension there, by SIGTERM and a moment before the kill."""
+        if self._process is not None and self._api.has_extension:
+            self.thaw()
+            self._process.terminate()
+            await asyncio.wait([self._process.exited], timeout=SHUTDOWN_SECONDS)
+        await self.kill()
+
     async def kill(self) -> None:
         """Kill the process and its children and wait until it is gone."""
         if self._process is not None:
@@ -181,10 +213,10 @@ class Environment:
             await asyncio.wait([self._process.exited])
 
     async def close(self) -> None:
-        """Kill the process and release its port and its pipe; may be called again."""
+        """End the process and release its port and its pipe; may be called again."""
         async with self._starting_or_closing:
             self._is_closed = True
-            await self.kill()
+            await self._shut_down()
             await self._api.close()
             self._output.read()
             self._output.close()
@@ -199,6 +231,12 @@ class Environment:
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(None)
         self._resting.set()
+
+    def on_snapshot(self) -> None:
+        """Take the environment for a snapshot."""
+        self._is_snapshot = True
+        if self._loaded is not None and not self._loaded.done():
+            self._loaded.set_result(None)
 
     def on_answer(self, request_id: str, answer: Answer) -> bool:
         """Take the answer of the current invocation; false for any other."""

@@ -32,8 +32,8 @@ START_METHODS = ("auto", "process", "fork")
 MOST_REAL_PROCESSES = 50
 # More than one: initialisation also waits, for a connection or a secret. Fewer than all: the machine stays usable.
 INITIALISED_AT_ONCE_PER_CORE = 4
-# Listening socket, connection and pipe of each environment, and what they need while they start.
-FILE_DESCRIPTORS_PER_ENVIRONMENT = 5
+# Listening socket, connections (client, extension) and pipe of each environment, and what they need at the start.
+FILE_DESCRIPTORS_PER_ENVIRONMENT = 6
 FILE_DESCRIPTORS_OF_OTHERS = 256
 
 
@@ -45,6 +45,7 @@ class Fleet:
     PYTHONPATH, TMPDIR and VIRTUAL_ENV are passed on, so that no credential of the developer reaches the handler.
     `start_method` is "process" (a Python each), "fork" (from a template with the common imports done) or "auto":
     processes as long as there are few. Environments are stopped while idle unless `freeze_when_idle` is false.
+    With `snapstart` each one waits as a snapshot after its initialisation, and its first invocation restores it.
     Unlike on AWS, they share this machine's /tmp, and `memory_mb` is only told to the handler.
 
     Nothing runs before `async with`, and everything has ended after it. If this process is killed, the
@@ -65,6 +66,7 @@ class Fleet:
         freeze_when_idle: bool = True,
         function_name: str = "function",
         init_timeout_seconds: float = 60.0,
+        snapstart: bool = False,
     ) -> None:
         if max_environments < 1:
             raise ValueError(f"max_environments must be at least 1, got {max_environments}")
@@ -80,6 +82,7 @@ class Fleet:
             timeout_seconds=timeout_seconds,
             memory_mb=memory_mb,
             init_timeout_seconds=init_timeout_seconds,
+            is_snapstart=snapstart,
         )
         self._max_environments = max_environments
         self._start_method = start_method
@@ -116,7 +119,7 @@ class Fleet:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Kill every environment and release its port; invocations under way come back as crashed."""
+        """End every environment and release its port; invocations under way come back as crashed."""
         self._is_open = False
         for waiter in self._waiting:
             if not waiter.done():

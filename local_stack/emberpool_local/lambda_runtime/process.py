@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -36,6 +37,14 @@ class RunningProcess:
             # Just forked: it does not lead its group yet, so it has no children either.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the process alone, as Lambda does; nothing happens when it has ended.
+
+        To its main thread: just thawed, any other might take the signal, and Python would not wake the main one.
+        """
+        if not self.exited.done():
+            ctypes.CDLL(None).tgkill(self.pid, self.pid, signal.SIGTERM)
 
     def end_children(self) -> None:
         """Kill what the process started and left in its group. Only once it has ended, and at once then."""

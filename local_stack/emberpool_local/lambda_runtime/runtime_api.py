@@ -12,6 +12,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from emberpool_local.lambda_runtime.extensions_api import ExtensionsApi
 from emberpool_local.lambda_runtime.outcome import (
     LARGEST_RESPONSE_BYTES,
     Answer,
@@ -55,6 +56,9 @@ class Listener(Protocol):
     def on_next(self) -> None:
         """Learn that the client waits for an event."""
 
+    def on_snapshot(self) -> None:
+        """Learn that the client is initialised and waits to be restored."""
+
     def on_answer(self, request_id: str, answer: Answer) -> bool:
         """Learn how an invocation ended; false when the request id is not the current one."""
 
@@ -68,7 +72,14 @@ class RuntimeApi:
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._next_event: asyncio.Future[Event] | None = None
+        self._extensions = ExtensionsApi()
+        self._restored = asyncio.Event()
         self._runner: web.AppRunner | None = None
+
+    @property
+    def has_extension(self) -> bool:
+        """Whether an extension registered, so that the client's process gets SIGTERM before its end."""
+        return self._extensions.is_registered
 
     async def open(self) -> int:
         """Listen on a free port and return it."""
@@ -77,6 +88,9 @@ class RuntimeApi:
         app.router.add_post(BASE + "/invocation/{request_id}/response", self._response)
         app.router.add_post(BASE + "/invocation/{request_id}/error", self._error)
         app.router.add_post(BASE + "/init/error", self._init_error)
+        app.router.add_get(BASE + "/restore/next", self._restore_next)
+        app.router.add_post(BASE + "/restore/error", self._restore_error)
+        self._extensions.add_routes(app.router)
         # Cancellation: a client that was killed while it waited for `next` leaves no handler behind.
         runner = web.AppRunner(
             app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=0.5
@@ -101,7 +115,12 @@ class RuntimeApi:
         if self._next_event is not None and not self._next_event.done():
             self._next_event.set_result(event)
 
+    def restore(self) -> None:
+        """Let the client go on that waits to be restored."""
+        self._restored.set()
+
     async def _next(self, _request: web.Request) -> web.Response:
+        await self._extensions.close_registration()
         pending: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
         self._next_event = pending
         self._listener.on_next()
@@ -126,6 +145,16 @@ class RuntimeApi:
 
     async def _init_error(self, request: web.Request) -> web.Response:
         self._listener.on_init_error(await _report(request))
+        return _accepted()
+
+    async def _restore_next(self, _request: web.Request) -> web.Response:
+        await self._extensions.close_registration()
+        self._listener.on_snapshot()
+        await self._restored.wait()
+        return web.json_response({})
+
+    async def _restore_error(self, request: web.Request) -> web.Response:
+        await request.read()  # the client prints the error, too, and ends
         return _accepted()
 
 

@@ -42,6 +42,7 @@ class Function:
     timeout_seconds: float = 30.0
     memory_mb: int = 512
     init_timeout_seconds: float = 60.0
+    is_snapstart: bool = False
 
     @property
     def arn(self) -> str:
@@ -83,7 +84,7 @@ def _lambda_variables(function: Function) -> dict[str, str]:
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory_mb),
         "AWS_LAMBDA_FUNCTION_NAME": function.name,
         "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
-        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start" if function.is_snapstart else "on-demand",
         "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{function.name}",
         "AWS_REGION": REGION,
         "TZ": ":UTC",
