@@ -181,3 +181,49 @@ async def test_missing_variable_fails_at_init_with_its_name(stack: LocalStack) -
         async with fleet_of(stack, environment={}) as fleet:
             await fleet.scale_out(1)
     assert "EMBERPOOL_HOST must be set" in caught.value.problem + caught.value.next_step
+
+
+def function_backends(admin: psycopg.Connection[Any]) -> list[int]:
+    rows = admin.execute("select pid from pg_stat_activity where application_name like 'whole-path%'")
+    return [row[0] for row in rows]
+
+
+def abandoned_sessions(admin: psycopg.Connection[Any]) -> int:
+    """Count the sessions whose client was gone without a word."""
+    return admin.execute("select sessions_abandoned from pg_stat_database where datname = 'app'").fetchone()[0]
+
+
+async def test_shutdown_closes_the_connection(stack: LocalStack, admin: psycopg.Connection[Any]) -> None:
+    """At the end of an environment the layer says goodbye to the server instead of leaving it a dead socket."""
+    environment = {
+        **stack.direct_handler_environment(),
+        # The runtime client for 3.11 cannot run a signal handler while it waits; the one for 3.12 and later can.
+        "AWS_EXECUTION_ENV": "AWS_Lambda_python3.12",
+    }
+    abandoned = abandoned_sessions(admin)
+    async with fleet_of(stack, environment=environment) as fleet:
+        answer(await invoke(fleet))
+        assert len(function_backends(admin)) == 1
+    await become("the connection was not closed", lambda: not function_backends(admin))
+    assert abandoned_sessions(admin) == abandoned
+
+
+async def test_snapshot_holds_no_connection_and_a_restored_environment_has_its_own(
+    stack: LocalStack, admin: psycopg.Connection[Any]
+) -> None:
+    """SnapStart: nothing is connected when the snapshot is taken; after the restore an invocation succeeds."""
+    async with fleet_of(stack, environment=stack.direct_handler_environment(), snapstart=True) as fleet:
+        await fleet.scale_out(1)
+        assert function_backends(admin) == []
+        await fleet.environments[0].restore()
+        answer(await invoke(fleet))
+        assert len(function_backends(admin)) == 1
+
+
+async def test_connection_is_opened_during_init(stack: LocalStack, admin: psycopg.Connection[Any]) -> None:
+    """An environment that was initialised but never invoked has its connection, and uses it."""
+    async with fleet_of(stack, environment=stack.direct_handler_environment(), freeze_when_idle=False) as fleet:
+        await fleet.scale_out(1)
+        await become("the connection was not opened during init", lambda: len(function_backends(admin)) == 1)
+        opened = function_backends(admin)
+        assert answer(await invoke(fleet))["backend_pid"] == opened[0]
