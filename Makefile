@@ -52,8 +52,11 @@ deploy-local: dev node ## run the real cdk bootstrap and deploy against a simula
 	@$(BIN)/emberpool deploy-local $(ARGS)
 
 .PHONY: bench
-bench: dev ## measure against what a user would pick instead, as ratios
-	@$(BIN)/python benchmarks/warm_path.py $(ARGS)
+bench: bench-layer ## measure against what a user would pick instead, as ratios: all benchmarks
+
+.PHONY: bench-layer
+bench-layer: dev ## measure the layer: warm path, cold start, import (ARGS="--json FILE" …)
+	@$(BIN)/python -m benchmarks.layer $(ARGS)
 
 .PHONY: docs
 docs: dev ## write the generated pages of docs/ again

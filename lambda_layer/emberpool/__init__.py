@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emberpool.errors import (
         CommitOutcomeUnknown,
+        ConnectionInUse,
         ConnectionUnavailable,
         DeadlineTooClose,
         EmberpoolError,
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     )
     from emberpool.handler import warm_connection
     from emberpool.invocation import current_connection
+    from emberpool.outside import connect
     from emberpool.settings import LayerSettings, SettingsInvalid
 
 __all__ = [
     "CommitOutcomeUnknown",
+    "ConnectionInUse",
     "ConnectionUnavailable",
     "DeadlineTooClose",
     "EmberpoolError",
@@ -42,11 +45,13 @@ __all__ = [
     "SecretUnavailable",
     "SettingsInvalid",
     "TransactionAborted",
+    "connect",
     "current_connection",
     "warm_connection",
 ]
 
 _HOMES = {
+    "connect": "outside",
     "current_connection": "invocation",
     "warm_connection": "handler",
     "LayerSettings": "settings",

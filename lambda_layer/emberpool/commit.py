@@ -7,6 +7,7 @@ from typing import Literal
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
 
 from emberpool import telemetry
 from emberpool.connection import WarmConnection
@@ -18,6 +19,7 @@ Outcome = Literal["committed", "aborted", "unknown"]
 
 ASK_AGAIN_SECONDS = 0.05
 LONGEST_ASKING_SECONDS = 10.0  # without a deadline
+COMMIT_PATIENCE_SECONDS = 1.0  # for a thread of the handler's that is about to end
 
 
 def commit(warm: WarmConnection, connection: SessionConnection, deadline: Deadline, resolve: bool) -> None:
@@ -30,6 +32,11 @@ def commit(warm: WarmConnection, connection: SessionConnection, deadline: Deadli
         raise ConnectionUnavailable("the connection was lost during the handler: its transaction was rolled back")
     if connection.closed:
         return  # the handler closed it, for example by `with connection:`, which commits
+    if connection.is_held(COMMIT_PATIENCE_SECONDS):
+        raise TransactionAborted(
+            "the handler returned while a stream, a COPY or another thread still used the connection, so its "
+            "transaction was rolled back; end those first, best by `with` or contextlib.closing()"
+        )
     if connection.pgconn.transaction_status == TransactionStatus.INERROR:
         # COMMIT would answer ROLLBACK without an error, and the invocation would acknowledge lost work.
         raise TransactionAborted(
@@ -58,7 +65,9 @@ def _is_lost(connection: SessionConnection) -> bool:
 
 def _transaction_id(connection: SessionConnection) -> str | None:
     """Return the id under which the database remembers this transaction; None when it wrote nothing."""
-    row = connection.execute("select pg_current_xact_id_if_assigned()::text").fetchone()
+    # The handler may have changed the connection's row_factory.
+    cursor = connection.cursor(row_factory=tuple_row)
+    row = cursor.execute("select pg_current_xact_id_if_assigned()::text").fetchone()
     return row[0] if row else None
 
 

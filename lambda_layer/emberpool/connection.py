@@ -11,19 +11,21 @@ import os
 import random
 import re
 import select
+import socket
 import threading
 import time
+import weakref
 from typing import NoReturn
 
 import psycopg
 from psycopg import IsolationLevel
-from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.rows import TupleRow
 
 from emberpool import telemetry
 from emberpool.credentials import Credentials, Login
 from emberpool.deadline import NO_DEADLINE, Deadline
-from emberpool.errors import ConnectionUnavailable, PoolBusy
+from emberpool.errors import ConnectionInUse, ConnectionUnavailable, PoolBusy
 from emberpool.session import LookingCursor, SessionConnection
 from emberpool.settings import LayerSettings
 
@@ -44,8 +46,12 @@ SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 1.0
 _random = random.SystemRandom()
 # Trying again does not help: these need a hand.
 PERMANENT = re.compile(
-    r"does not exist|no pg_hba.conf entry|certificate|SSL required|login rejected|no authentication method|not allowed"
+    r"does not exist|no such database|Name or service not known|no pg_hba.conf entry|certificate"
+    r"|SSL (?:was )?required|login rejected|no authentication method|not allowed"
 )
+
+
+_all: weakref.WeakSet[WarmConnection] = weakref.WeakSet()
 
 
 class WarmConnection:
@@ -60,6 +66,7 @@ class WarmConnection:
         # An invocation that comes while the connection is still being opened in the background waits for that one.
         self._opening = threading.RLock()
         self._opened = 0
+        _all.add(self)
 
     @property
     def is_open(self) -> bool:
@@ -113,16 +120,56 @@ class WarmConnection:
             _raise_begin_failed(connection)
         return connection
 
+    def without_transaction(
+        self, deadline: Deadline, isolation_level: IsolationLevel | None, read_only: bool
+    ) -> SessionConnection:
+        """Return a live connection in autocommit mode; the options hold for the transactions that the handler begins.
+
+        Raises ConnectionUnavailable or SecretUnavailable.
+        """
+        connection = self._prepared(self.acquire(deadline), isolation_level, read_only)
+        connection.autocommit = True
+        return connection
+
+    def lend(self, deadline: Deadline) -> SessionConnection:
+        """Return a live connection that nobody else gets until `take_back`.
+
+        Raises ConnectionInUse when it is lent already, ConnectionUnavailable or SecretUnavailable.
+        """
+        with self._opening:  # two threads that ask at once must not both get it
+            connection = self.acquire(deadline)
+            connection.is_lent = True
+            # A text of several statements with empty parameters, as SQLAlchemy sends it, may not ride.
+            connection.begins_with_first_statement = False
+        return connection
+
+    def take_back(self, connection: SessionConnection) -> None:
+        """Let others have a connection that was lent."""
+        connection.is_lent = False
+        if connection is self._connection:
+            self._last_used = time.time()
+
     def rest(self) -> None:
         """Note that the invocation is over; a connection that cannot be used again is discarded."""
         connection = self._connection
         if connection is None:
             return
-        if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        if connection.is_lent:
+            telemetry.warned(
+                "connection_left_checked_out",
+                "the invocation ended while SQLAlchemy had the connection checked out; it was closed, and what was not "
+                "committed is rolled back: close each Session and Connection, best by `with`",
+            )
             self.discard()
             return
-        if connection.autocommit:
-            connection.autocommit = False  # a handler may have changed it
+        if connection.closed:
+            self.discard()
+            return
+        if connection.is_left_half_done():
+            telemetry.replaced("left half done by the handler")
+            self.discard()
+            return
+        connection.restore_defaults()
         connection.deadline = NO_DEADLINE
         self._last_used = time.time()
 
@@ -132,6 +179,16 @@ class WarmConnection:
         # A child that was forked must not say goodbye on its parent's socket.
         if connection is not None and self._pid == os.getpid():
             connection.close()
+
+    def let_parent_have_it(self) -> None:
+        """In a forked child: make sure that nothing in it, psycopg's goodbye included, reaches the parent's server."""
+        self._opening = threading.RLock()  # a thread that is not here may have held it
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            ours, other = socket.socketpair()
+            os.dup2(ours.fileno(), connection.pgconn.socket, inheritable=False)
+            ours.close()
+            other.close()
 
     @staticmethod
     def _prepared(
@@ -162,6 +219,11 @@ class WarmConnection:
             return "forked"
         if connection.closed:
             return "closed by the handler"
+        if connection.is_lent:
+            raise ConnectionInUse(
+                "this environment's one connection is checked out by SQLAlchemy: close that Session or Connection "
+                "first, or pass it on"
+            )
         pgconn = connection.pgconn
         events = connection.poller.poll(0)
         if events:
@@ -171,7 +233,10 @@ class WarmConnection:
             pgconn.consume_input()  # a notification or a notice
         if self._idle_seconds() < LONGEST_TRUSTED_IDLE_SECONDS:
             return None if pgconn.status == ConnStatus.OK else "broken"
-        return None if _answers(connection, ANSWER_SECONDS) else "no answer"
+        if not _answers(connection, ANSWER_SECONDS):
+            return "no answer"
+        self._last_used = time.time()
+        return None
 
     def _idle_seconds(self) -> float:
         """Return how long the connection has rested; for ever when the wall clock went back meanwhile."""
@@ -232,6 +297,14 @@ class WarmConnection:
         connection.on_hazard = _warn_of_session_state
         connection.poller.register(connection.pgconn.socket, select.POLLIN | select.POLLRDHUP)
         return connection
+
+
+def _in_forked_child() -> None:
+    for warm in _all:
+        warm.let_parent_have_it()
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
 
 
 def _retry_until(settings: LayerSettings, deadline: Deadline) -> float:

@@ -9,6 +9,7 @@ psycopg.OperationalError
         CommitOutcomeUnknown    find out by the data whether it was committed before repeating
         NotCommitted            repeat the invocation: the connection was lost and nothing was committed
         TransactionAborted      wrap the statement that may fail in `with connection.transaction():`
+ConnectionInUse (a RuntimeError)     end the other use of the one connection first
 OutsideInvocation (a RuntimeError)   call it while a handler with @warm_connection runs
 SettingsInvalid (in settings, a ValueError)   mend the variable that it names
 """
@@ -51,6 +52,10 @@ class TransactionAborted(EmberpoolError):  # noqa: N818 (named by what to do)
 
     Wrap a statement that may fail in `with connection.transaction():` to keep the rest.
     """
+
+
+class ConnectionInUse(RuntimeError):  # noqa: N818 (named by what is the matter)
+    """Somebody else has a transaction on this environment's one connection. End that use first."""
 
 
 class OutsideInvocation(RuntimeError):  # noqa: N818 (named by what is the matter)

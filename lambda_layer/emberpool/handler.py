@@ -30,9 +30,7 @@ class _Decorator(Protocol):
     ) -> Callable[Concatenate[EventT, ContextT, P], ResultT]: ...
 
     @overload
-    def __call__(
-        self, function: Callable[Concatenate[EventT, ContextT, P], ResultT], /
-    ) -> Callable[Concatenate[EventT, ContextT, P], ResultT]: ...
+    def __call__(self, function: Callable[[EventT, ContextT], ResultT], /) -> Callable[[EventT, ContextT], ResultT]: ...
 
 
 @overload
@@ -42,9 +40,7 @@ def warm_connection(
 
 
 @overload
-def warm_connection(
-    function: Callable[Concatenate[EventT, ContextT, P], ResultT], /
-) -> Callable[Concatenate[EventT, ContextT, P], ResultT]: ...
+def warm_connection(function: Callable[[EventT, ContextT], ResultT], /) -> Callable[[EventT, ContextT], ResultT]: ...
 
 
 @overload

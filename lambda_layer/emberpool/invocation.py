@@ -16,11 +16,14 @@ from emberpool import telemetry
 from emberpool.commit import commit
 from emberpool.connection import WarmConnection
 from emberpool.deadline import Deadline
-from emberpool.errors import CommitOutcomeUnknown, NotCommitted, OutsideInvocation
+from emberpool.errors import CommitOutcomeUnknown, ConnectionInUse, NotCommitted, OutsideInvocation
 from emberpool.session import SessionConnection
 from emberpool.watchdog import Watchdog
 
 ResultT = TypeVar("ResultT")
+
+# A handler that raises inside `for row in cursor.stream(...)` leaves the stream open: its traceback holds it.
+ROLLBACK_PATIENCE_SECONDS = 0.05
 
 # The connections of the invocation that runs, by the name of their database. One invocation runs at a time.
 _current: dict[str | None, SessionConnection] = {}
@@ -50,6 +53,16 @@ def current_connection(database: str | None = None) -> psycopg.Connection:
     if connection is None:
         raise OutsideInvocation("no handler with @warm_connection runs" + (f" on {database!r}" if database else ""))
     return connection
+
+
+def running_connection(database: str | None) -> SessionConnection | None:
+    """Return the connection of the invocation that runs on that database, None when none does."""
+    return _current.get(database)
+
+
+def continue_on(database: str | None, connection: SessionConnection) -> None:
+    """Let the invocation that runs go on with another connection, after its own was replaced."""
+    _current[database] = connection
 
 
 def run(
@@ -94,6 +107,8 @@ class Invocation:
             return outer
         try:
             connection = self._connection = self._started()
+        except ConnectionInUse:
+            raise  # it is somebody else's: not ours to put to rest
         except BaseException:
             self._ended()
             raise
@@ -126,9 +141,7 @@ class Invocation:
         try:
             if options.transaction:
                 return self._warm.begin(self._deadline, options.isolation_level, options.read_only)
-            connection = self._warm.acquire(self._deadline)
-            connection.autocommit = True
-            return connection
+            return self._warm.without_transaction(self._deadline, options.isolation_level, options.read_only)
         finally:
             telemetry.waited((time.perf_counter() - began) * 1000)
 
@@ -144,7 +157,8 @@ class Invocation:
         telemetry.invocation_ended(self._is_cold, self._context)
 
     def _cancel(self) -> None:
-        if self._connection.cancel_running():
+        connection = _current.get(self._options.database)
+        if connection is not None and connection.cancel_running():
             telemetry.deadline_cancelled()
 
 
@@ -168,6 +182,8 @@ def is_connection_loss(error: psycopg.OperationalError) -> bool:
 
 def _roll_back(connection: SessionConnection) -> None:
     try:
+        if connection.is_held(ROLLBACK_PATIENCE_SECONDS):
+            connection.close()
         if not connection.closed:
             connection.rollback()
     except psycopg.Error:

@@ -15,12 +15,13 @@ from psycopg import errors, generators
 from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
-from psycopg.rows import Row, TupleRow
+from psycopg.rows import Row, TupleRow, tuple_row
 
 from emberpool.deadline import NO_DEADLINE, Deadline
 from emberpool.session_state import hazard_of
 
 CANCEL_SECONDS = 2.0
+PREPARE_THRESHOLD, PREPARED_MAX = 5, 100  # psycopg's own
 
 
 class LookingCursor(psycopg.Cursor[Row]):
@@ -51,6 +52,7 @@ class SessionConnection(psycopg.Connection[TupleRow]):
     deadline: Deadline = NO_DEADLINE
     on_hazard: Callable[[str], None] | None = None
     begins_with_first_statement = False
+    is_lent = False  # to somebody who begins and ends the transactions on it: SQLAlchemy
     _is_riding = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -76,6 +78,45 @@ class SessionConnection(psycopg.Connection[TupleRow]):
                 yield
             finally:
                 self._is_riding = False
+
+    def is_held(self, patience_seconds: float) -> bool:
+        """Say whether a stream or a COPY that was left open, or another thread, keeps the connection to itself.
+
+        Whoever holds it for longer than `patience_seconds` may do so for ever: COMMIT and ROLLBACK would wait for it.
+        """
+        if not self.lock.acquire(timeout=patience_seconds):
+            return True
+        self.lock.release()
+        return False
+
+    def is_left_half_done(self) -> bool:
+        """Say whether a handler left something open that the next one would run into."""
+        return (
+            self.pgconn.transaction_status != TransactionStatus.IDLE
+            or self._pipeline is not None
+            or self._num_transactions > 0
+            or self._tpc is not None
+            or self.lock.locked()
+        )
+
+    def restore_defaults(self) -> None:
+        """Undo what a handler changed of the connection's own attributes; registered adapters stay."""
+        if self.autocommit:
+            self.autocommit = False
+        if self.deferrable is not None:
+            self.deferrable = None
+        if self.row_factory is not tuple_row:
+            self.row_factory = tuple_row
+        if self.cursor_factory is not LookingCursor:
+            self.cursor_factory = LookingCursor
+        if self.server_cursor_factory is not psycopg.ServerCursor:
+            self.server_cursor_factory = psycopg.ServerCursor
+        if self.prepare_threshold != PREPARE_THRESHOLD:
+            self.prepare_threshold = PREPARE_THRESHOLD
+        if self.prepared_max != PREPARED_MAX:
+            self.prepared_max = PREPARED_MAX
+        self._notice_handlers.clear()
+        self._notify_handlers.clear()
 
     def begin_command(self) -> bytes:
         """Return what begins a transaction, for one message. Raises DeadlineTooClose."""

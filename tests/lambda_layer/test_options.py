@@ -581,3 +581,22 @@ def test_safe_statements_are_not_warned_of(statement: str) -> None:
     from emberpool.session_state import hazard_of
 
     assert hazard_of(statement) is None
+
+
+def test_watchdog_looks_again_for_a_statement_that_began_after_its_first_look() -> None:
+    """A statement that starts between the watchdog's look and the margin is still found, until it is disarmed."""
+    from emberpool.watchdog import Watchdog
+
+    watchdog, looks, enough = Watchdog(), [], threading.Event()
+
+    def look() -> None:
+        looks.append(time.time())
+        if len(looks) == 3:
+            enough.set()
+
+    watchdog.arm(time.time() + 0.05, look)
+    assert enough.wait(10)
+    watchdog.disarm()
+    seen = len(looks)
+    time.sleep(0.1)
+    assert len(looks) == seen

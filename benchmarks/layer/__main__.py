@@ -1,0 +1,110 @@
+"""`python -m benchmarks.layer` (make bench-layer): the layer against what a user would write instead, in one run.
+
+Warm path, cold start, import time: ratios with their spread over alternating repetitions, the goals beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.layer import cold_start, import_time, tables, warm_path
+from benchmarks.layer.cores import Cores
+from rich.console import Console
+
+from emberpool_local.burst.machine import this_machine
+from emberpool_local.host.temp_folder import TempFolder
+from emberpool_local.pgbouncer.program import find_pgbouncer
+from emberpool_local.postgres.program import find_postgres
+
+PLAIN_WIDTH = 140  # of a pipe or a file
+PARTS = ("warm", "imports", "cold")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    parts: tuple[str, ...]
+    repetitions: int
+    cold_repetitions: int
+    invocations: int
+    delays_ms: tuple[float, ...]
+    own_imports: tuple[str, ...]
+    json: Path | None
+
+
+def main() -> None:
+    """Measure, print, and write the JSON file."""
+    options = _options()
+    began = time.monotonic()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    cores = Cores.chosen()
+    pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
+    machine = this_machine(str(find_postgres().version), ".".join(map(str, pgbouncer.version)))
+    console.print(tables.machine_line(machine), cores.text(), sep="\n", highlight=False)
+    results: dict[str, Any] = {"machine": asdict(machine), "cores": cores.text()}
+    with TempFolder("bench") as folder:
+        for part in options.parts:
+            results[part] = _measured(part, options, cores, folder, console)
+    results["seconds"] = round(time.monotonic() - began, 1)
+    console.print(f"\nmeasured in {results['seconds']:.0f} s", highlight=False)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _measured(part: str, options: Options, cores: Cores, folder: Path, console: Console) -> Mapping[str, Any]:
+    console.print()
+    if part == "warm":
+        found = {}
+        for placed in dict.fromkeys((cores.together(), cores)):
+            warm = warm_path.measure(placed, options.repetitions, options.invocations)
+            tables.show_warm_path(console, warm, placed)
+            found[placed.text()] = tables.warm_path_json(warm)
+        return found
+    if part == "imports":
+        imports = import_time.measure(cores, folder, options.repetitions)
+        tables.show_imports(console, imports)
+        return tables.imports_json(imports)
+    cold = cold_start.measure(cores, folder, options.cold_repetitions, options.delays_ms, options.own_imports)
+    tables.show_cold_start(console, cold)
+    return tables.cold_start_json(cold)
+
+
+def _options() -> Options:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layer", description=__doc__)
+    parser.add_argument("--only", choices=PARTS, action="append", help="may be given several times (default: all)")
+    parser.add_argument("--repetitions", type=_at_least_one, default=7, help="warm path and imports (default 7)")
+    parser.add_argument("--cold-repetitions", type=_at_least_one, default=5, help="cold starts (default 5)")
+    parser.add_argument("--invocations", type=_at_least_one, default=1000, help="warm path: per repetition and way")
+    parser.add_argument(
+        "--delay-ms", type=float, action="append", help="cold start: delay of a round trip (default: 0 and 2)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all repetitions to this file")
+    given = parser.parse_args()
+    return Options(
+        parts=tuple(given.only or PARTS),
+        repetitions=given.repetitions,
+        cold_repetitions=given.cold_repetitions,
+        invocations=given.invocations,
+        delays_ms=tuple(given.delay_ms or (0.0, 2.0)),
+        own_imports=cold_start.OWN_IMPORTS,
+        json=given.json,
+    )
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    main()
