@@ -20,6 +20,7 @@ from emberpool_local.stack import LocalStack
 
 FOLDER = Path(__file__).parent
 MAX_SERVER_CONNECTIONS = 4
+DIRECT = "direct-path"  # the name of functions that go straight to the database
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,8 @@ async def test_missing_variable_fails_at_init_with_its_name(stack: LocalStack) -
 
 
 def function_backends(admin: psycopg.Connection[Any]) -> list[int]:
-    rows = admin.execute("select pid from pg_stat_activity where application_name like 'whole-path%'")
+    # Not those of the proxy: its server connections carry the names of functions, too.
+    rows = admin.execute("select pid from pg_stat_activity where application_name like 'direct-path%'")
     return [row[0] for row in rows]
 
 
@@ -201,7 +203,7 @@ async def test_shutdown_closes_the_connection(stack: LocalStack, admin: psycopg.
         "AWS_EXECUTION_ENV": "AWS_Lambda_python3.12",
     }
     abandoned = abandoned_sessions(admin)
-    async with fleet_of(stack, environment=environment) as fleet:
+    async with fleet_of(stack, environment=environment, function_name=DIRECT) as fleet:
         answer(await invoke(fleet))
         assert len(function_backends(admin)) == 1
     await become("the connection was not closed", lambda: not function_backends(admin))
@@ -212,7 +214,9 @@ async def test_snapshot_holds_no_connection_and_a_restored_environment_has_its_o
     stack: LocalStack, admin: psycopg.Connection[Any]
 ) -> None:
     """SnapStart: nothing is connected when the snapshot is taken; after the restore an invocation succeeds."""
-    async with fleet_of(stack, environment=stack.direct_handler_environment(), snapstart=True) as fleet:
+    async with fleet_of(
+        stack, environment=stack.direct_handler_environment(), function_name=DIRECT, snapstart=True
+    ) as fleet:
         await fleet.scale_out(1)
         assert function_backends(admin) == []
         await fleet.environments[0].restore()
@@ -222,7 +226,9 @@ async def test_snapshot_holds_no_connection_and_a_restored_environment_has_its_o
 
 async def test_connection_is_opened_during_init(stack: LocalStack, admin: psycopg.Connection[Any]) -> None:
     """An environment that was initialised but never invoked has its connection, and uses it."""
-    async with fleet_of(stack, environment=stack.direct_handler_environment(), freeze_when_idle=False) as fleet:
+    async with fleet_of(
+        stack, environment=stack.direct_handler_environment(), function_name=DIRECT, freeze_when_idle=False
+    ) as fleet:
         await fleet.scale_out(1)
         await become("the connection was not opened during init", lambda: len(function_backends(admin)) == 1)
         opened = function_backends(admin)
