@@ -109,14 +109,14 @@ class WarmConnection:
         connection.begins_with_first_statement = was_used_lately and self.settings.pipeline_begin == "on"
         if connection.begins_with_first_statement:
             return connection
-        if _succeeded(connection, connection.begin_command()):
+        if _succeeded(connection, connection.begin_command(), deadline):
             return connection
         if not _is_lost(connection) or _is_pool_busy(connection):
             _raise_begin_failed(connection)
         telemetry.replaced("lost at BEGIN")
         self.discard()
         connection = self._prepared(self.acquire(deadline), isolation_level, read_only)
-        if not _succeeded(connection, connection.begin_command()):
+        if not _succeeded(connection, connection.begin_command(), deadline):
             _raise_begin_failed(connection)
         return connection
 
@@ -321,12 +321,39 @@ def _warn_of_session_state(kind: str) -> None:
     )
 
 
-def _succeeded(connection: Connection, statement: bytes) -> bool:
+def _succeeded(connection: SessionConnection, statement: bytes, deadline: Deadline) -> bool:
+    """Run `statement` and say whether it succeeded; the pool may let it wait for no longer than the invocation lasts.
+
+    Raises PoolBusy when it has waited that long.
+    """
     # Below psycopg's cursors: they would send a BEGIN of their own first, which is another round trip.
+    pgconn = connection.pgconn
+    status = ExecStatus.COMMAND_OK
     try:
-        return connection.pgconn.exec_(statement).status == ExecStatus.COMMAND_OK
+        pgconn.send_query(statement)
+        while True:
+            while pgconn.is_busy():
+                left_ms = deadline.left_ms()
+                if not connection.poller.poll(None if left_ms is None else max(left_ms, 0)):
+                    _raise_waited_in_vain(connection)
+                pgconn.consume_input()
+            result = pgconn.get_result()
+            if result is None:
+                return status == ExecStatus.COMMAND_OK
+            if status == ExecStatus.COMMAND_OK:
+                status = ExecStatus(result.status)
+    except PoolBusy:
+        raise
     except psycopg.OperationalError:
         return False
+
+
+def _raise_waited_in_vain(connection: SessionConnection) -> NoReturn:
+    connection.close()
+    raise PoolBusy(
+        "no server connection became free within this invocation's time; nothing has run. The proxy's query_wait is "
+        "longer than the function's timeout, or the database does not answer"
+    )
 
 
 def _is_lost(connection: Connection) -> bool:

@@ -170,6 +170,21 @@ async def test_busy_pool_is_a_clear_error(is_warm: bool) -> None:
             answer(await invoke(fleet))
 
 
+async def test_busy_pool_is_a_clear_error_before_lambda_ends_the_invocation() -> None:
+    """A function with less time than the proxy's query_wait gets PoolBusy, and its environment lives on."""
+    with (
+        LocalStack(max_connections=10, max_server_connections=1) as stack,
+        psycopg.connect(stack.proxy_conninfo) as holder,
+    ):
+        async with fleet_of(stack, timeout_seconds=2) as fleet:
+            answer(await invoke(fleet))
+            holder.execute("select 1")  # in a transaction: it keeps the only server connection
+            outcome = await invoke(fleet)
+            assert (outcome.status, outcome.error_type) == ("failed", "PoolBusy")
+            holder.commit()
+            assert not (await invoke(fleet)).is_cold
+
+
 async def test_two_handlers_of_a_module_share_the_connection(stack: LocalStack) -> None:
     """A module may decorate several handlers."""
     async with fleet_of(stack, handler="function:second_handler") as fleet:
