@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import random
-import re
 import select
 import socket
 import threading
@@ -23,10 +21,11 @@ from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.rows import TupleRow
 
 from emberpool import telemetry
-from emberpool.credentials import Credentials, Login
+from emberpool.credentials import Credentials
 from emberpool.deadline import NO_DEADLINE, Deadline
 from emberpool.errors import ConnectionInUse, ConnectionUnavailable, PoolBusy
-from emberpool.session import LookingCursor, SessionConnection
+from emberpool.opening import open_connection, retry_until
+from emberpool.session import SessionConnection
 from emberpool.settings import LayerSettings
 
 Connection = psycopg.Connection[TupleRow]
@@ -36,20 +35,6 @@ Connection = psycopg.Connection[TupleRow]
 LONGEST_TRUSTED_IDLE_SECONDS = 5.0
 ANSWER_SECONDS = 0.5
 GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
-
-TCP_USER_TIMEOUT_MS = 5000  # keepalives are off while data is unacknowledged; this bounds that case
-KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_COUNT = 30, 5, 3
-LONGEST_APPLICATION_NAME = 63  # PostgreSQL cuts it there
-
-SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 1.0
-# The system's: environments that were restored from one snapshot share the state of Python's own.
-_random = random.SystemRandom()
-# Trying again does not help: these need a hand.
-PERMANENT = re.compile(
-    r"does not exist|no such database|Name or service not known|no pg_hba.conf entry|certificate"
-    r"|SSL (?:was )?required|login rejected|no authentication method|not allowed"
-)
-
 
 _all: weakref.WeakSet[WarmConnection] = weakref.WeakSet()
 
@@ -92,7 +77,7 @@ class WarmConnection:
         connection = self._current()
         if connection is None:
             with self._opening:
-                connection = self._connection or self._open(_retry_until(self.settings, deadline))
+                connection = self._connection or self._open(retry_until(self.settings, deadline))
         connection.deadline = deadline
         return connection
 
@@ -244,58 +229,13 @@ class WarmConnection:
         return idle_seconds if idle_seconds >= 0 else math.inf
 
     def _open(self, retry_until: float) -> SessionConnection:
-        """Open a connection, trying again until `retry_until` (monotonic seconds) with decorrelated jitter.
-
-        Source of the jitter: "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.
-        """
         began = time.monotonic()
-        login = self._credentials.login()
-        pause = SHORTEST_PAUSE_SECONDS
-        while True:
-            try:
-                connection = self._connect(login)
-                break
-            except psycopg.OperationalError as error:
-                if _is_login_failure(error):
-                    other = self._credentials.after_refusal(login)
-                    if other is None:
-                        _raise_unavailable(self.settings, error)
-                    telemetry.retried("login refused")
-                    login = other
-                    continue
-                pause = min(LONGEST_PAUSE_SECONDS, _random.uniform(SHORTEST_PAUSE_SECONDS, pause * 3))
-                if PERMANENT.search(str(error)) or time.monotonic() + pause > retry_until:
-                    _raise_unavailable(self.settings, error)
-                telemetry.retried("connection could not be opened")
-                time.sleep(pause)
+        connection = open_connection(self.settings, self._credentials, retry_until)
         # The connection last: an invocation may look at it while this runs in the background.
         self._pid, self._last_used = os.getpid(), time.time()
         self._connection = connection
         telemetry.opened((time.monotonic() - began) * 1000, is_cold=self._opened == 0)
         self._opened += 1
-        return connection
-
-    def _connect(self, login: Login) -> SessionConnection:
-        settings = self.settings
-        connection = SessionConnection.connect(
-            host=settings.host,
-            port=settings.port,
-            dbname=settings.database,
-            user=login.user,
-            password=login.password,
-            sslmode=settings.sslmode,
-            sslrootcert=settings.sslrootcert,
-            connect_timeout=settings.connect_timeout_seconds,
-            tcp_user_timeout=TCP_USER_TIMEOUT_MS,
-            keepalives_idle=KEEPALIVE_IDLE_SECONDS,
-            keepalives_interval=KEEPALIVE_INTERVAL_SECONDS,
-            keepalives_count=KEEPALIVE_COUNT,
-            gssencmode="disable",
-            application_name=_application_name(),
-            cursor_factory=LookingCursor,
-        )
-        connection.on_hazard = _warn_of_session_state
-        connection.poller.register(connection.pgconn.socket, select.POLLIN | select.POLLRDHUP)
         return connection
 
 
@@ -305,20 +245,6 @@ def _in_forked_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_forked_child)
-
-
-def _retry_until(settings: LayerSettings, deadline: Deadline) -> float:
-    left_ms = deadline.left_ms()
-    seconds = settings.connect_retry_seconds
-    return time.monotonic() + (seconds if left_ms is None else min(seconds, max(left_ms / 1000, 0)))
-
-
-def _warn_of_session_state(kind: str) -> None:
-    telemetry.warned(
-        f"session_state_{kind.lower().replace(' ', '_')}",
-        f"{kind}: behind transaction pooling the next transaction may run on another server connection, and this one's "
-        "state may reach somebody else; see emberpool's documentation of the layer",
-    )
 
 
 def _succeeded(connection: SessionConnection, statement: bytes, deadline: Deadline) -> bool:
@@ -386,11 +312,6 @@ def _answers(connection: Connection, seconds: float) -> bool:
         return False
 
 
-def _is_login_failure(error: psycopg.OperationalError) -> bool:
-    # libpq gives no SQLSTATE for a failed login, and PgBouncer says "SASL authentication failed".
-    return "authentication failed" in str(error)
-
-
 def _raise_begin_failed(connection: Connection) -> NoReturn:
     message = connection.pgconn.error_message.decode(errors="replace").strip()
     is_pool_busy = _is_pool_busy(connection)
@@ -398,19 +319,3 @@ def _raise_begin_failed(connection: Connection) -> NoReturn:
     if is_pool_busy:
         raise PoolBusy(f"every server connection of the pool stayed busy; nothing has run: {message}")
     raise ConnectionUnavailable(f"the transaction could not be started; nothing has run: {message}")
-
-
-def _raise_unavailable(settings: LayerSettings, error: psycopg.OperationalError) -> NoReturn:
-    # Chained from None: psycopg's traceback holds the connection parameters, the password among them.
-    raise ConnectionUnavailable(
-        f"no connection to {settings.host}:{settings.port}, database {settings.database}, user {settings.user}; "
-        f"nothing has run: {str(error).strip()}"
-    ) from None
-
-
-def _application_name() -> str:
-    """Name the function and its environment in pg_stat_activity."""
-    function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "emberpool")
-    log_stream = os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME", "")
-    suffix = f"/{log_stream[-8:]}" if log_stream else ""
-    return function[: LONGEST_APPLICATION_NAME - len(suffix)] + suffix

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from emberpool_local.host.system_packages import ensure_packages
+
 ResultT = TypeVar("ResultT")
 
 CLONE_NEWNET = 0x40000000
@@ -173,6 +175,8 @@ class NamespacePath:
 @contextlib.contextmanager
 def silent_path(target: tuple[str, int]) -> Iterator[SilentPath]:
     """A path to `target`; all of it is gone afterwards."""
+    if os.geteuid() == 0:
+        ensure_packages(["iproute2"], "join two network namespaces")
     path = NamespacePath(target) if os.geteuid() == 0 else RelayPath(target)
     try:
         yield path

@@ -13,7 +13,7 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.rows import dict_row, tuple_row
 
-from emberpool import ConnectionUnavailable, commit, declared, warm_connection
+from emberpool import ConnectionUnavailable, commit, declared, opening, warm_connection
 from emberpool import settings as names
 from emberpool.connection import WarmConnection
 from emberpool_local.postgres.server import EmbeddedPostgres
@@ -38,13 +38,13 @@ def warm() -> WarmConnection:
 def attempts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """One entry for each time that a connection was tried to be opened."""
     seen: list[object] = []
-    original = WarmConnection._connect
+    original = opening._connect
 
-    def counted(self: WarmConnection, *arguments: Any) -> Any:
-        seen.append(self)
-        return original(self, *arguments)
+    def counted(*arguments: Any) -> Any:
+        seen.append(arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(WarmConnection, "_connect", counted)
+    monkeypatch.setattr(opening, "_connect", counted)
     return seen
 
 
@@ -294,7 +294,7 @@ def test_next_invocation_gets_a_usable_connection_with_the_defaults(
         return seen
 
     [seen] = careful({}, Context())
-    with contextlib.closing(warm()._connect(warm()._credentials.login())) as fresh:
+    with contextlib.closing(opening._connect(warm().settings, warm()._credentials.login())) as fresh:
         assert seen == defaults_of(fresh)
     assert ledger(admin) == sorted([*before, "careful"])
 

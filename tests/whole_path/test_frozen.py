@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from emberpool import ConnectionUnavailable
+from emberpool import ConnectionUnavailable, opening
 from emberpool import settings as names
 from emberpool.connection import WarmConnection
 from emberpool.deadline import NO_DEADLINE
@@ -151,8 +151,8 @@ def answering_pgbouncers(stack: LocalStack) -> list[int]:
 def refused(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Opens a connection with the proxy's variables changed; returns the one error's text after one attempt."""
     attempts: list[object] = []
-    original = WarmConnection._connect
-    monkeypatch.setattr(WarmConnection, "_connect", lambda *given: attempts.append(1) or original(*given))
+    original = opening._connect
+    monkeypatch.setattr(opening, "_connect", lambda *given: attempts.append(1) or original(*given))
 
     def open_with(**changed: str) -> str:
         environment = {**stack.handler_environment(), **changed}
