@@ -20,7 +20,6 @@ from emberpool_local.errors import LocalStackError, PromiseBroken
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-# The fleet's and the stack's defaults; written here once more would be one place too many.
 EVENT_HELP = "file with the event, as JSON; - reads standard input"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
