@@ -6,6 +6,7 @@ definition, so only the standard library is imported here. Opens nothing.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -26,6 +27,32 @@ RESERVED_NAMES = ("pgbouncer", "emberpool_agent")
 LONGEST_SERVER_PASSWORD_BYTES = 2047  # PgBouncer 1.24 and 1.25 fail on longer ones
 
 
+# (field, lowest, highest)
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("database_port", 1, 65535),
+    ("client_port", 1, 65535),
+    ("health_port", 1, 65535),
+    ("database_probe_seconds", 0.05, 60),
+    ("max_connections_per_client_user", 0, 100_000),
+    ("credentials_check_seconds", 1, 86_400),
+    ("pgbouncer_processes", 1, 32),
+    ("max_server_connections", 1, 10_000),
+    ("max_client_connections", 1, 100_000),
+    ("query_wait_seconds", 0.5, 900),
+    ("agent_tick_seconds", 0.1, 60),
+    ("drain_seconds", 0, 110),
+    ("stop_seconds", 1, 115),
+)
+CHOICES = {
+    "database_auth": ("password", "iam"),
+    "database_must_be_writable": ("yes", "no"),
+    "server_tls_mode": SERVER_TLS_MODES,
+    "client_tls_mode": CLIENT_TLS_MODES,
+    "metrics_emf": ("on", "off"),
+    "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
+}
+
+
 class SettingsInvalid(ValueError):  # noqa: N818 (named by what to do, as all errors of emberpool)
     """A setting is missing, unknown or out of range: mend the environment variable that it names."""
 
@@ -44,23 +71,69 @@ class ProxySettings:
 
     database_host: str = field(metadata=_help("host name of the PostgreSQL server"))
     database_name: str = field(metadata=_help("database that clients connect to"))
-    database_user: str = field(metadata=_help("role that the pool uses in the database"))
-    database_password: str = field(repr=False, metadata=_help("password of database_user"))
-    client_user: str = field(metadata=_help("user that functions log in with at the proxy"))
-    client_password: str = field(repr=False, metadata=_help("password of client_user"))
     database_port: int = field(default=5432, metadata=_help("port of the PostgreSQL server"))
+    database_auth: str = field(
+        default="password", metadata=_help("`iam`: the pool logs in at the database with RDS IAM tokens")
+    )
+    database_user: str = field(default="", metadata=_help("role that the pool uses; a secret's `username` wins"))
+    database_password: str = field(default="", repr=False, metadata=_help("password of database_user, for local use"))
+    database_password_file: str = field(default="", metadata=_help("file with the password; read again on change"))
+    database_secret_arn: str = field(
+        default="", metadata=_help("secret in Secrets Manager, RDS's JSON: `username` and `password`")
+    )
+    database_must_be_writable: str = field(
+        default="yes", metadata=_help("`no`: a server in recovery is good enough (a pool in front of replicas)")
+    )
+    database_probe_seconds: float = field(
+        default=0.2, metadata=_help("time between two looks at a database that is away")
+    )
     server_tls_mode: str = field(default="verify-full", metadata=_help("TLS to the database"))
     server_tls_ca_file: str = field(default="", metadata=_help("CA bundle for the database; empty: the system's"))
+    client_user: str = field(default="", metadata=_help("user that functions log in with at the proxy, for local use"))
+    client_password: str = field(default="", repr=False, metadata=_help("password of client_user"))
+    client_secret_arn: str = field(
+        default="", metadata=_help("secret with `username` and `password` of the functions' user")
+    )
+    clients: str = field(default="", repr=False, metadata=_help("further users of the proxy: a JSON list"))
+    max_connections_per_client_user: int = field(
+        default=0, metadata=_help("client connections of one user; 0: only max_client_connections bounds them")
+    )
+    credentials_check_seconds: float = field(
+        default=300.0, metadata=_help("time between two looks at the secrets; a failed login looks at once")
+    )
     listen_host: str = field(default="0.0.0.0", metadata=_help("address to listen on"))  # noqa: S104 (a task's own)
     client_port: int = field(default=CLIENT_PORT, metadata=_help("port for functions"))
-    health_port: int = field(default=HEALTH_PORT, metadata=_help("port of /healthz and /readyz"))
+    health_port: int = field(default=HEALTH_PORT, metadata=_help("port of /healthz, /readyz and /metrics"))
     client_tls_mode: str = field(default="require", metadata=_help("TLS to clients"))
-    client_tls_cert_file: str = field(default="", metadata=_help("certificate; empty: self-signed at start"))
+    client_tls_cert_file: str = field(default="", metadata=_help("certificate; read again on change"))
     client_tls_key_file: str = field(default="", metadata=_help("private key of the certificate"))
+    client_tls_secret_arn: str = field(
+        default="", metadata=_help("secret with `certificate` and `private_key`, in place of the files")
+    )
+    client_ca_secret_arn: str = field(
+        default="", metadata=_help("secret that holds the deployment's own CA; an empty one is filled")
+    )
+    client_tls_host_names: str = field(
+        default="", metadata=_help("names that clients connect to, separated by commas, for the certificate")
+    )
+    pgbouncer_processes: int = field(default=1, metadata=_help("PgBouncer processes; one for each vCPU of the task"))
     max_server_connections: int = field(default=20, metadata=_help("this task's share of the budget"))
     max_client_connections: int = field(default=8000, metadata=_help("functions that may be connected"))
     query_wait_seconds: float = field(default=10.0, metadata=_help("longest wait for a server connection"))
-    drain_seconds: float = field(default=20.0, metadata=_help("time for clients to leave before shutdown"))
+    fleet_name: str = field(
+        default="", metadata=_help("DNS name whose addresses are the tasks of this pool; empty: this task is alone")
+    )
+    fleet_members: str = field(
+        default="", metadata=_help("the same as a fixed list of host:health_port, separated by commas")
+    )
+    advertised_host: str = field(default="", metadata=_help("this task's address for the others; empty: found"))
+    cloud_map_service_id: str = field(
+        default="", metadata=_help("Cloud Map service that this task leaves when it drains")
+    )
+    agent_tick_seconds: float = field(default=1.0, metadata=_help("time between two looks of the agent at its pool"))
+    metrics_emf: str = field(default="off", metadata=_help("`on`: metrics to CloudWatch through the log (EMF)"))
+    metrics_namespace: str = field(default="Emberpool", metadata=_help("CloudWatch namespace of the metrics"))
+    drain_seconds: float = field(default=20.0, metadata=_help("time over which idle clients are closed in a drain"))
     stop_seconds: float = field(default=110.0, metadata=_help("the whole of a stop; below ECS's stopTimeout"))
     run_folder: str = field(default="/run/emberpool", metadata=_help("rendered files and sockets; a tmpfs"))
     pgbouncer_path: str = field(default="pgbouncer", metadata=_help("the PgBouncer program"))
@@ -68,38 +141,65 @@ class ProxySettings:
     log_level: str = field(default="INFO", metadata=_help("DEBUG, INFO, WARNING or ERROR"))
 
     def __post_init__(self) -> None:
-        for name in ("database_name", "database_user", "client_user", "run_as_user"):
-            _check_pattern(name, getattr(self, name), PLAIN_NAME)
+        _check_pattern("database_name", self.database_name, PLAIN_NAME)
+        _check_pattern("run_as_user", self.run_as_user, PLAIN_NAME)
+        for name in ("database_user", "client_user"):
+            if getattr(self, name):
+                _check_pattern(name, getattr(self, name), PLAIN_NAME)
         for name in ("database_host", "listen_host"):
             _check_pattern(name, getattr(self, name), HOST_NAME)
-        for name in ("database_port", "client_port", "health_port"):
-            _check_range(name, getattr(self, name), 1, 65535)
-        _check_range("max_server_connections", self.max_server_connections, 1, 10_000)
-        _check_range("max_client_connections", self.max_client_connections, 1, 100_000)
-        _check_range("query_wait_seconds", self.query_wait_seconds, 0.5, 900)
-        _check_range("drain_seconds", self.drain_seconds, 0, 110)
-        _check_range("stop_seconds", self.stop_seconds, 1, 115)
-        _check_choice("server_tls_mode", self.server_tls_mode, SERVER_TLS_MODES)
-        _check_choice("client_tls_mode", self.client_tls_mode, CLIENT_TLS_MODES)
-        _check_choice("log_level", self.log_level, ("DEBUG", "INFO", "WARNING", "ERROR"))
-        self._check_secrets()
+        for name in ("advertised_host", "fleet_name"):
+            if getattr(self, name):
+                _check_pattern(name, getattr(self, name), HOST_NAME)
+        for name, lowest, highest in RANGES:
+            _check_range(name, getattr(self, name), lowest, highest)
+        for name, choices in CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
+        self._check_database_login()
+        self._check_clients()
         self._check_together()
 
-    def _check_secrets(self) -> None:
-        for name in ("database_password", "client_password"):
-            value = getattr(self, name)
-            if not value or not value.isascii() or not value.isprintable():
+    def _check_database_login(self) -> None:
+        sources = ("database_password", "database_password_file", "database_secret_arn")
+        given = [name for name in sources if getattr(self, name)]
+        if self.database_auth == "iam":
+            if given and given != ["database_secret_arn"]:
+                raise SettingsInvalid(f"{variable(given[0])} must not be set when {variable('database_auth')} is iam")
+            if self.server_tls_mode == "disable":
                 raise SettingsInvalid(
-                    f"{variable(name)} must be set and hold printable ASCII only (its value is not shown)"
+                    f"{variable('server_tls_mode')} must not be disable when {variable('database_auth')} is iam: "
+                    "RDS takes IAM tokens over TLS only"
                 )
-        if len(self.database_password.encode()) > LONGEST_SERVER_PASSWORD_BYTES:
+        elif len(given) != 1:
             raise SettingsInvalid(
-                f"{variable('database_password')} must have at most {LONGEST_SERVER_PASSWORD_BYTES} bytes, "
-                f"got {len(self.database_password.encode())}: PgBouncer cannot send longer ones"
+                f"set exactly one of {', '.join(map(variable, sources))}, got "
+                f"{' and '.join(map(variable, given)) or 'none'}"
             )
+        if not (self.database_user or self.database_secret_arn):
+            raise SettingsInvalid(f"{variable('database_user')} must be set: role that the pool uses")
+        if self.database_password:
+            _check_secret("database_password", self.database_password)
+            if len(self.database_password.encode()) > LONGEST_SERVER_PASSWORD_BYTES:
+                raise SettingsInvalid(
+                    f"{variable('database_password')} must have at most {LONGEST_SERVER_PASSWORD_BYTES} bytes, "
+                    f"got {len(self.database_password.encode())}: PgBouncer cannot send longer ones"
+                )
+
+    def _check_clients(self) -> None:
+        if not (self.client_user or self.client_secret_arn or self.clients):
+            raise SettingsInvalid(
+                f"set one of {variable('client_secret_arn')}, {variable('clients')} and (for local use) "
+                f"{variable('client_user')} with {variable('client_password')}: nobody could log in"
+            )
+        if self.client_user and self.client_secret_arn:
+            raise SettingsInvalid(
+                f"set only one of {variable('client_user')} and {variable('client_secret_arn')}, got both"
+            )
+        if self.client_user:
+            _check_secret("client_password", self.client_password)
 
     def _check_together(self) -> None:
-        if self.client_user == self.database_user:
+        if self.client_user and self.client_user == self.database_user:
             raise SettingsInvalid(
                 f"{variable('client_user')} must differ from {variable('database_user')}, got {self.client_user!r} "
                 "for both: the database's own user never logs in at the proxy"
@@ -116,6 +216,17 @@ class ProxySettings:
         if bool(self.client_tls_cert_file) != bool(self.client_tls_key_file):
             raise SettingsInvalid(
                 f"set both or none of {variable('client_tls_cert_file')} and {variable('client_tls_key_file')}"
+            )
+        certificates = ("client_tls_cert_file", "client_tls_secret_arn", "client_ca_secret_arn")
+        given = [variable(name) for name in certificates if getattr(self, name)]
+        if len(given) > 1:
+            raise SettingsInvalid(f"set at most one of {', '.join(map(variable, certificates))}, got {len(given)}")
+        if self.fleet_name and self.fleet_members:
+            raise SettingsInvalid(f"set only one of {variable('fleet_name')} and {variable('fleet_members')}, got both")
+        if self.max_server_connections < self.pgbouncer_processes:
+            raise SettingsInvalid(
+                f"{variable('max_server_connections')} must be at least {variable('pgbouncer_processes')} "
+                f"({self.pgbouncer_processes}), so that each process has one, got {self.max_server_connections}"
             )
         if self.drain_seconds >= self.stop_seconds:
             raise SettingsInvalid(
@@ -138,7 +249,12 @@ class ProxySettings:
         known = {variable(f.name): f for f in fields(cls)}
         unknown = sorted(name for name in env if name.startswith(PREFIX) and name not in known)
         if unknown:
-            raise SettingsInvalid(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            # Without the prefix, which every name shares: with it all of them would look alike.
+            near = difflib.get_close_matches(
+                unknown[0].removeprefix(PREFIX), [name.removeprefix(PREFIX) for name in known], n=1
+            )
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else "docs/proxy.md lists the known ones"
+            raise SettingsInvalid(f"unknown setting {', '.join(unknown)}; {hint}")
         given: dict[str, Any] = {}
         for name, f in known.items():
             raw = env.get(name)
@@ -166,6 +282,11 @@ def _converted(name: str, raw: str, convert: Callable[[str], Any]) -> Any:
 def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
     if not lowest <= value <= highest:
         raise SettingsInvalid(f"{variable(name)} must be between {lowest} and {highest}, got {value}")
+
+
+def _check_secret(name: str, value: str) -> None:
+    if not value or not value.isascii() or not value.isprintable():
+        raise SettingsInvalid(f"{variable(name)} must be set and hold printable ASCII only (its value is not shown)")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -36,7 +36,20 @@ VALID = {
         ({"drain_seconds": "50", "stop_seconds": "40"}, "must be below EMBERPOOL_PROXY_STOP_SECONDS"),
         ({"database_password": "x" * 2048}, "must have at most 2047 bytes, got 2048"),
         ({"client_password": "two\nlines"}, "EMBERPOOL_PROXY_CLIENT_PASSWORD must be set and hold printable ASCII"),
-        ({"poool_size": "3"}, "unknown setting EMBERPOOL_PROXY_POOOL_SIZE; known are EMBERPOOL_PROXY_CLIENT_PASSWORD"),
+        ({"client_prt": "3"}, "EMBERPOOL_PROXY_CLIENT_PRT; did you mean EMBERPOOL_PROXY_CLIENT_PORT"),
+        ({"zzz": "3"}, "unknown setting EMBERPOOL_PROXY_ZZZ; docs/proxy.md lists the known ones"),
+        ({"database_password": ""}, "set exactly one of EMBERPOOL_PROXY_DATABASE_PASSWORD, .*, got none"),
+        ({"database_secret_arn": "arn:x"}, "got EMBERPOOL_PROXY_DATABASE_PASSWORD and EMBERPOOL_PROXY_DATABASE_SECRET"),
+        ({"database_user": ""}, "EMBERPOOL_PROXY_DATABASE_USER must be set: role that the pool uses"),
+        (
+            {"database_auth": "iam"},
+            "_DATABASE_PASSWORD must not be set when EMBERPOOL_PROXY_DATABASE_AUTH",
+        ),
+        ({"client_user": "", "client_password": ""}, "nobody could log in"),
+        ({"client_secret_arn": "arn:x"}, "set only one of EMBERPOOL_PROXY_CLIENT_USER and"),
+        ({"client_tls_secret_arn": "arn:x", "client_ca_secret_arn": "arn:y"}, "set at most one of"),
+        ({"fleet_name": "a.b", "fleet_members": "h:1"}, "set only one of EMBERPOOL_PROXY_FLEET_NAME"),
+        ({"max_server_connections": "2", "pgbouncer_processes": "3"}, "so that each process has one, got 2"),
     ],
 )
 def test_wrong_value_is_named(changed: dict[str, str], message: str) -> None:
