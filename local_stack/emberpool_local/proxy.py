@@ -101,8 +101,8 @@ class LocalProxy:
 
     @property
     def certificate_path(self) -> Path:
-        """The proxy's self-signed certificate, which clients verify it by."""
-        return self.run_folder / "client.crt"
+        """The certificate authority that the proxy made for itself, which clients verify it by."""
+        return self.run_folder / "ca.crt"
 
     @property
     def log_path(self) -> Path:

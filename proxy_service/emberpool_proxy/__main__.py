@@ -1,66 +1,99 @@
-"""`python -m emberpool_proxy`: starts the proxy, drains it on SIGTERM. `… config` prints what would be rendered."""
+"""`python -m emberpool_proxy`: runs the proxy until SIGTERM, then drains it. Its other commands look at one.
+
+run       supervisor, agent and PgBouncer (the default)
+config    print what would be rendered, secrets masked
+agent     what the supervisor starts; not for people
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import signal
+import socket
 import sys
 
 from emberpool_proxy import log
-from emberpool_proxy.errors import ProxyError
-from emberpool_proxy.health import Health, serve_health
-from emberpool_proxy.pgbouncer.config import render
+from emberpool_proxy.control import Channel
+from emberpool_proxy.errors import AgentRefused, ProxyError
 from emberpool_proxy.settings import ProxySettings, SettingsInvalid
-from emberpool_proxy.supervisor import Supervisor
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_CRASHED = 70  # EX_SOFTWARE: the supervisor starts such an agent again
 
 
-async def serve(settings: ProxySettings) -> None:
+async def supervise(settings: ProxySettings) -> None:
     """Run the proxy until SIGTERM or SIGINT, then drain it. Raises ProxyError when it cannot go on."""
+    from emberpool_proxy.supervisor import Supervisor  # noqa: PLC0415 (each process loads only its own part)
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         # Set once: a second signal must not cut short a drain that would end by itself.
         loop.add_signal_handler(name, stop.set)
-    health = Health()
-    async with serve_health(settings, health):
-        await Supervisor(settings, health, stop).run()
+    await Supervisor(settings, stop).run()
+
+
+async def be_the_agent(settings: ProxySettings, control: int, health: int) -> None:
+    """Run the agent on the descriptors that the supervisor gave. Raises ProxyError when it cannot start."""
+    from emberpool_proxy.agent.run import Agent  # noqa: PLC0415 (each process loads only its own part)
+
+    channel = Channel(socket.socket(fileno=control))
+    with socket.socket(fileno=health) as health_socket:
+        await Agent(settings, channel, health_socket).run()
 
 
 def print_config(settings: ProxySettings) -> None:
-    """Print PgBouncer's files as they would be rendered, secrets masked."""
-    rendered = render(settings, agent_password="not-rendered")  # noqa: S106 (masked below)
-    for name, text in rendered.files.items():
-        print(f"# --- {settings.run_path / name}")  # noqa: T201 (the command's output)
-        if name in rendered.secret_files:
-            users = [line.split('" "')[0] + '" "…"' for line in text.splitlines()]
-            text = "\n".join(users) + "\n"  # noqa: PLW2901 (masked from here on)
-        print(text)  # noqa: T201
+    """Print the files of the first PgBouncer process as they would be rendered, secrets masked."""
+    from emberpool_proxy.agent.preview import preview  # noqa: PLC0415 (each command loads only its own part)
+
+    for path, text in preview(settings):
+        print(f"# --- {path}\n{text}")  # noqa: T201 (the command's output)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 drained, 1 failed, 2 wrong settings."""
-    parser = argparse.ArgumentParser(prog="python -m emberpool_proxy", description=__doc__)
-    parser.add_argument("command", nargs="?", choices=("run", "config"), default="run")
+    """Run the command; return its exit code: 0 drained, 1 failed, 2 wrong settings, 70 crashed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m emberpool_proxy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", nargs="?", choices=("run", "config", "agent"), default="run")
+    parser.add_argument("--control", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--health", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     log.configure("INFO")
     try:
         settings = ProxySettings.from_environment()
+        log.configure(settings.log_level)
+        if chosen.command == "config":
+            print_config(settings)
+        elif chosen.command == "agent":
+            return _agent(settings, chosen.control, chosen.health)
+        else:
+            asyncio.run(supervise(settings))
     except SettingsInvalid as error:
         log.logger.error("%s", error)
         return EXIT_USAGE
-    if chosen.command == "config":
-        print_config(settings)
-        return 0
-    log.configure(settings.log_level)
-    try:
-        asyncio.run(serve(settings))
+    except AgentRefused as error:
+        return error.exit_code  # it has logged why
     except ProxyError as error:
         log.logger.error("%s", error)
         return EXIT_FAILED
+    return 0
+
+
+def _agent(settings: ProxySettings, control: int | None, health: int | None) -> int:
+    if control is None or health is None:
+        raise SettingsInvalid("`agent` is started by `run`, which gives it its sockets; use `run`")
+    # The container's stop signal is the supervisor's to handle: it tells the agent when to drain.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        asyncio.run(be_the_agent(settings, control, health))
+    except (ProxyError, SettingsInvalid):
+        raise
+    except Exception:  # noqa: BLE001 (the supervisor starts it again; the log must say why it was needed)
+        log.logger.exception("the agent crashed")
+        return EXIT_CRASHED
     return 0
 
 

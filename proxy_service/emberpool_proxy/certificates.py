@@ -27,6 +27,11 @@ class Certificate:
     certificate_pem: bytes
     key_pem: bytes
 
+    @property
+    def ca_pem(self) -> bytes:
+        """What clients verify it by: itself."""
+        return self.certificate_pem
+
     def __repr__(self) -> str:
         return f"Certificate({len(self.certificate_pem)} bytes, key not shown)"
 

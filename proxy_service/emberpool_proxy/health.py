@@ -1,61 +1,101 @@
-"""`/healthz` (is it able to serve) and `/readyz` (should it get new connections), with the reasons in the body."""
+"""What the agent knows of its pool, and the HTTP endpoint that tells it.
+
+`/healthz`: is it able to serve (if not, the task is to be replaced). `/readyz`: should it get new connections.
+`/metrics` for Prometheus, `/status` for `emberpool status`. Nothing here asks PgBouncer: every answer is what the last
+tick saw, so that no caller can make the agent work.
+"""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from aiohttp import web
 
-from emberpool_proxy.errors import PortTaken
-from emberpool_proxy.settings import ProxySettings, variable
+from emberpool_proxy.readings import Reading
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
+METRICS_PATH = "/metrics"
+STATUS_PATH = "/status"
+NOT_ANSWERING = "pgbouncer does not answer"
+# A stalled caller must not hold up the end of the agent.
+SHUTDOWN_SECONDS = 1.0
+
+DatabaseState = Literal["unknown", "up", "away", "paused"]
 
 
 @dataclass
 class Health:
-    """What the agent knows of its PgBouncer. Written by the supervisor only."""
+    """What the agent's parts know, each writing its own: the watch, the drain, the database's watch.
+
+    A database that is away makes the proxy neither unhealthy nor unready: clients wait in line here, and another task
+    would not have the database either.
+    """
 
     is_answering: bool = False
     is_draining: bool = False
     restarts: int = 0
+    agent_restarts: int = 0
     client_connections: int = 0
     clients_waiting: int = 0
+    database: DatabaseState = "unknown"
+    readings: dict[int, Reading] = field(default_factory=dict)
+    _not_ready: dict[str, str] = field(default_factory=dict)
+
+    def take(self, readings: Iterable[Reading]) -> None:
+        """Put the readings of one tick, one of each process that answered, in the place of the last ones."""
+        self.readings = {reading.index: reading for reading in readings}
+        self.client_connections = sum(reading.client_connections for reading in self.readings.values())
+        self.clients_waiting = sum(reading.clients_waiting for reading in self.readings.values())
+
+    def set_not_ready(self, name: str, reason: str | None) -> None:
+        """Say why no new connection should come here, or (None) that `name` has no objection any more."""
+        if reason is None:
+            self._not_ready.pop(name, None)
+        else:
+            self._not_ready[name] = reason
+
+    def reason_not_healthy(self) -> str | None:
+        """Return why this task cannot serve, or None."""
+        return None if self.is_answering else NOT_ANSWERING
 
     def reason_not_ready(self) -> str | None:
         """Return why no new connection should come here, or None."""
-        if self.is_draining:
-            return "draining"
-        return None if self.is_answering else "pgbouncer does not answer"
+        reasons = ["draining"] if self.is_draining else []
+        if not self.is_answering:
+            reasons.append(NOT_ANSWERING)
+        return "; ".join([*reasons, *self._not_ready.values()]) or None
 
 
 @asynccontextmanager
-async def serve_health(settings: ProxySettings, health: Health) -> AsyncIterator[None]:
-    """Answer health checks while the context is open.
+async def serve_health(
+    sock: socket.socket,
+    health: Health,
+    render_metrics: Callable[[], tuple[bytes, str]] | None = None,
+    describe: Callable[[], dict[str, Any]] | None = None,
+    routes: Iterable[web.RouteDef] = (),
+) -> AsyncIterator[None]:
+    """Answer on `sock`, which listens already, while the context is open.
 
-    Raises PortTaken when another program listens on the port.
+    `render_metrics` returns /metrics and its content type, `describe` what /status shows; `routes` are others' own.
     """
     app = web.Application()
-    app.router.add_get(
-        HEALTH_PATH, lambda _: _answer(health, None if health.is_answering else "pgbouncer does not answer")
-    )
+    app.router.add_get(HEALTH_PATH, lambda _: _answer(health, health.reason_not_healthy()))
     app.router.add_get(READY_PATH, lambda _: _answer(health, health.reason_not_ready()))
-    runner = web.AppRunner(app, access_log=None)
+    if render_metrics:
+        app.router.add_get(METRICS_PATH, lambda _: _metrics(render_metrics))
+    if describe:
+        app.router.add_get(STATUS_PATH, lambda _: _status(describe))
+    app.router.add_routes(routes)
+    # The listening socket is the supervisor's: closing ours only stops our listening to it.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, settings.listen_host, settings.health_port).start()
-        except OSError as error:
-            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
-                raise
-            raise PortTaken(
-                f"cannot listen on {settings.listen_host}:{settings.health_port} for health checks: "
-                f"{error.strerror}; end the program that uses it or set {variable('health_port')}"
-            ) from error
+        await web.SockSite(runner, sock).start()
         yield
     finally:
         await runner.cleanup()
@@ -70,3 +110,12 @@ async def _answer(health: Health, reason: str | None) -> web.Response:
         "clients_waiting": health.clients_waiting,
     }
     return web.json_response(body, status=200 if reason is None else 503)
+
+
+async def _metrics(render: Callable[[], tuple[bytes, str]]) -> web.Response:
+    body, content_type = render()
+    return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+async def _status(describe: Callable[[], dict[str, Any]]) -> web.Response:
+    return web.json_response(describe())

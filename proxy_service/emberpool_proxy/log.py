@@ -1,4 +1,4 @@
-"""JSON log lines on standard error, PgBouncer's own lines in the same form."""
+"""JSON log lines on standard error, PgBouncer's own lines in the same form, and never a flood of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 import logging
 import re
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from emberpool_proxy.pgbouncer.log_lines import LINE, Event, LogLine, Side, event_of, parse
 
 logger = logging.getLogger("emberpool_proxy")
 
-# `2026-01-31 12:00:00.123 UTC [42] LOG C-0x55…: db/user@10.0.0.1:5 login attempt: …`
-PGBOUNCER_LINE = re.compile(r"^\S+ \S+ \S+ \[\d+\] (?P<level>[A-Z]+) (?P<message>.*)$")
+PGBOUNCER_LINE = LINE
 LEVELS = {
     "DEBUG": logging.DEBUG,
     "NOISE": logging.DEBUG,
@@ -21,6 +25,13 @@ LEVELS = {
     "ERROR": logging.ERROR,
     "FATAL": logging.ERROR,
 }
+CLOSING = "closing because: "
+# Server connections have a lifetime: nothing to read each day.
+ROUTINE = tuple(CLOSING + reason for reason in ("server lifetime over", "server idle timeout", "pause mode"))
+LINES_PER_SECOND = 10  # of one kind: enough to see who it is, few enough to pay for
+MOST_KINDS = 100  # a second; kinds beyond that count as one, as a client may choose its own words
+# Kinds differ by their words only: addresses, numbers and what is quoted may be another each time.
+VARIABLE_PART = re.compile(r"""["'(=\d].*""", re.DOTALL)
 
 
 class JsonFormatter(logging.Formatter):
@@ -49,9 +60,84 @@ def configure(level: str) -> None:
     logger.setLevel(level)
 
 
-def relay_pgbouncer_line(line: str) -> None:
-    """Log one line of PgBouncer's standard error in our own form."""
-    match = PGBOUNCER_LINE.match(line)
-    level = LEVELS.get(match["level"], logging.INFO) if match else logging.INFO
-    message = match["message"] if match else line
-    logger.log(level, "%s", message, extra={"source": "pgbouncer"})
+@dataclass
+class _Kind:
+    """What came of one kind of line within the current second."""
+
+    level: int
+    example: str
+    seen: int = 0
+
+
+class PgbouncerLog:
+    """Logs the lines of one PgBouncer, at most LINES_PER_SECOND of a kind, and tells how many were left out.
+
+    `index` is the process's, logged when there are several.
+    """
+
+    def __init__(self, index: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._index = index
+        self._clock = clock
+        self._window_ends = 0.0
+        self._kinds: dict[tuple[int, str, str], _Kind] = {}
+
+    def relay(self, text: str) -> Event | None:
+        """Log one line of PgBouncer's and return what it means; the event is returned for a line left out, too."""
+        line = parse(text)
+        event = event_of(line)
+        level = _level(line, event)
+        if logger.isEnabledFor(level) and self._is_within_limit(level, line):
+            logger.log(level, "%s", line.message, extra=self._extra(_fields(line)))
+        return event
+
+    def flush(self) -> None:
+        """Tell what was left out of a second that has passed; called by each line, and by who wants it on time."""
+        now = self._clock()
+        if now < self._window_ends:
+            return
+        for (_, side, _), kind in self._kinds.items():
+            if (left_out := kind.seen - LINES_PER_SECOND) > 0:
+                fields = {"side": side, "lines_left_out": left_out} if side else {"lines_left_out": left_out}
+                logger.log(kind.level, "lines like this were left out: %s", kind.example, extra=self._extra(fields))
+        self._kinds.clear()
+        self._window_ends = now + 1.0
+
+    def _is_within_limit(self, level: int, line: LogLine) -> bool:
+        self.flush()
+        words = VARIABLE_PART.sub("…", line.message)
+        key = (level, str(line.side), words)
+        if key not in self._kinds and len(self._kinds) >= MOST_KINDS:
+            key, words = (level, "", "…"), "of many kinds"
+        kind = self._kinds.setdefault(key, _Kind(level, words))
+        kind.seen += 1
+        return kind.seen <= LINES_PER_SECOND
+
+    def _extra(self, fields: dict[str, object]) -> dict[str, object]:
+        if self._index is not None:
+            fields = {"process": self._index, **fields}
+        return {"source": "pgbouncer", "fields": fields}
+
+
+_pgbouncer = PgbouncerLog()
+
+
+def relay_pgbouncer_line(line: str) -> Event | None:
+    """Log one line of a PgBouncer that is the only one, and return what it means."""
+    return _pgbouncer.relay(line)
+
+
+def _level(line: LogLine, event: Event | None) -> int:
+    level = LEVELS.get(line.level, logging.INFO)
+    if line.side is Side.CLIENT:
+        # What a client did wrong is no error of ours. Why one was closed, it was told in a line of its own.
+        return logging.DEBUG if line.message.startswith(CLOSING) else min(level, logging.WARNING)
+    if line.message.startswith(ROUTINE):
+        return logging.DEBUG
+    return max(level, logging.WARNING) if event else level
+
+
+def _fields(line: LogLine) -> dict[str, object]:
+    if line.side is Side.NONE:
+        return {}
+    fields = {"side": str(line.side), "database": line.database, "user": line.user, "address": line.address}
+    return {name: value for name, value in fields.items() if value}

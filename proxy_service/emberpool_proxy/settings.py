@@ -23,6 +23,8 @@ CLIENT_TLS_MODES = ("require", "disable")
 # PgBouncer's ini has no escape for these, and every name of ours goes into it.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.$-]*")
 HOST_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
+PARAMETER_NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*(, ?[A-Za-z_][A-Za-z0-9_.]*)*")
+MEMBER = re.compile(r"[A-Za-z0-9_.:\[\]-]+:[0-9]{1,5}")
 RESERVED_NAMES = ("pgbouncer", "emberpool_agent")
 LONGEST_SERVER_PASSWORD_BYTES = 2047  # PgBouncer 1.24 and 1.25 fail on longer ones
 
@@ -39,7 +41,10 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_server_connections", 1, 10_000),
     ("max_client_connections", 1, 100_000),
     ("query_wait_seconds", 0.5, 900),
+    ("idle_transaction_seconds", 0, 86_400),
     ("agent_tick_seconds", 0.1, 60),
+    ("balancer_notice_seconds", 0, 100),
+    ("fleet_check_seconds", 0.1, 60),
     ("drain_seconds", 0, 110),
     ("stop_seconds", 1, 115),
 )
@@ -48,6 +53,7 @@ CHOICES = {
     "database_must_be_writable": ("yes", "no"),
     "server_tls_mode": SERVER_TLS_MODES,
     "client_tls_mode": CLIENT_TLS_MODES,
+    "reset_policy": ("tracked", "always"),
     "metrics_emf": ("on", "off"),
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
 }
@@ -120,6 +126,17 @@ class ProxySettings:
     max_server_connections: int = field(default=20, metadata=_help("this task's share of the budget"))
     max_client_connections: int = field(default=8000, metadata=_help("functions that may be connected"))
     query_wait_seconds: float = field(default=10.0, metadata=_help("longest wait for a server connection"))
+    idle_transaction_seconds: float = field(
+        default=15.0,  # a frozen environment must not pin a server connection
+        metadata=_help("a transaction that is idle for longer is ended; 0: never"),
+    )
+    reset_policy: str = field(
+        default="tracked", metadata=_help("`always`: sessions are reset after each transaction; see Session state")
+    )
+    tracked_parameters: str = field(
+        default="IntervalStyle, default_transaction_read_only",
+        metadata=_help("session parameters that PgBouncer keeps for each client; add search_path on PostgreSQL 18"),
+    )
     fleet_name: str = field(
         default="", metadata=_help("DNS name whose addresses are the tasks of this pool; empty: this task is alone")
     )
@@ -133,6 +150,10 @@ class ProxySettings:
     agent_tick_seconds: float = field(default=1.0, metadata=_help("time between two looks of the agent at its pool"))
     metrics_emf: str = field(default="off", metadata=_help("`on`: metrics to CloudWatch through the log (EMF)"))
     metrics_namespace: str = field(default="Emberpool", metadata=_help("CloudWatch namespace of the metrics"))
+    balancer_notice_seconds: float = field(
+        default=0.0, metadata=_help("time in a drain for the balancer to notice, before clients are closed")
+    )
+    fleet_check_seconds: float = field(default=2.0, metadata=_help("time between two looks at the other tasks"))
     drain_seconds: float = field(default=20.0, metadata=_help("time over which idle clients are closed in a drain"))
     stop_seconds: float = field(default=110.0, metadata=_help("the whole of a stop; below ECS's stopTimeout"))
     run_folder: str = field(default="/run/emberpool", metadata=_help("rendered files and sockets; a tmpfs"))
@@ -146,6 +167,7 @@ class ProxySettings:
         for name in ("database_user", "client_user"):
             if getattr(self, name):
                 _check_pattern(name, getattr(self, name), PLAIN_NAME)
+        _check_pattern("tracked_parameters", self.tracked_parameters, PARAMETER_NAMES)
         for name in ("database_host", "listen_host"):
             _check_pattern(name, getattr(self, name), HOST_NAME)
         for name in ("advertised_host", "fleet_name"):
@@ -157,6 +179,7 @@ class ProxySettings:
             _check_choice(name, getattr(self, name), choices)
         self._check_database_login()
         self._check_clients()
+        self._check_fleet()
         self._check_together()
 
     def _check_database_login(self) -> None:
@@ -198,6 +221,15 @@ class ProxySettings:
         if self.client_user:
             _check_secret("client_password", self.client_password)
 
+    def _check_fleet(self) -> None:
+        if self.fleet_name and self.fleet_members:
+            raise SettingsInvalid(f"set only one of {variable('fleet_name')} and {variable('fleet_members')}, got both")
+        for member in filter(None, map(str.strip, self.fleet_members.split(","))):
+            if not MEMBER.fullmatch(member):
+                raise SettingsInvalid(
+                    f"{variable('fleet_members')} must be host:health_port,host:health_port,..., got {member!r}"
+                )
+
     def _check_together(self) -> None:
         if self.client_user and self.client_user == self.database_user:
             raise SettingsInvalid(
@@ -221,23 +253,26 @@ class ProxySettings:
         given = [variable(name) for name in certificates if getattr(self, name)]
         if len(given) > 1:
             raise SettingsInvalid(f"set at most one of {', '.join(map(variable, certificates))}, got {len(given)}")
-        if self.fleet_name and self.fleet_members:
-            raise SettingsInvalid(f"set only one of {variable('fleet_name')} and {variable('fleet_members')}, got both")
         if self.max_server_connections < self.pgbouncer_processes:
             raise SettingsInvalid(
                 f"{variable('max_server_connections')} must be at least {variable('pgbouncer_processes')} "
                 f"({self.pgbouncer_processes}), so that each process has one, got {self.max_server_connections}"
             )
-        if self.drain_seconds >= self.stop_seconds:
+        if self.balancer_notice_seconds + self.drain_seconds >= self.stop_seconds:
             raise SettingsInvalid(
-                f"{variable('drain_seconds')} must be below {variable('stop_seconds')} ({self.stop_seconds}), "
-                f"got {self.drain_seconds}"
+                f"{variable('balancer_notice_seconds')} and {variable('drain_seconds')} together must be below "
+                f"{variable('stop_seconds')} ({self.stop_seconds}), "
+                f"got {self.balancer_notice_seconds} and {self.drain_seconds}"
             )
 
     @property
     def run_path(self) -> Path:
         """The run folder as a path."""
         return Path(self.run_folder)
+
+    def engine_path(self, index: int) -> Path:
+        """Return the folder of PgBouncer process `index`: its rendered files and its socket."""
+        return self.run_path / str(index)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> ProxySettings:

@@ -1,70 +1,64 @@
-"""Keeps one PgBouncer running until it is told to stop, then drains it.
+"""The first process of the container: keeps the agent and its PgBouncers running, and ends them in order.
 
-Owns the order of things: render, start, watch, restart after a crash, drain. What PgBouncer is told is config's,
-how a process runs is process's.
+Owns processes, ports and limits; imports little and knows no secret, so that it has little to fail by. What PgBouncer
+is told and when it drains is the agent's. A crash of the agent leaves PgBouncer serving.
 """
 
 from __future__ import annotations
 
 import asyncio
 import resource
-import secrets
+import signal
 import socket
-import time
-from collections import deque
+import sys
 from pathlib import Path
 
-import psycopg
-
-from emberpool_proxy.certificates import self_signed
-from emberpool_proxy.errors import PgbouncerUnusable, PortTaken, RunFolderUnusable
-from emberpool_proxy.health import Health
+from emberpool_proxy.backoff import CrashLog
+from emberpool_proxy.control import (
+    BEAT_SECONDS,
+    Beat,
+    Channel,
+    EngineAnswers,
+    EnginesAre,
+    EngineState,
+    KillEngine,
+    LogLine,
+    StartEngines,
+)
+from emberpool_proxy.errors import AgentRefused, AgentUnusable, PgbouncerUnusable, PortTaken
+from emberpool_proxy.first_to_end import first_to_end
 from emberpool_proxy.log import logger
-from emberpool_proxy.pgbouncer.admin import AdminConsole
-from emberpool_proxy.pgbouncer.config import CERTIFICATE_FILE, KEY_FILE, render
 from emberpool_proxy.pgbouncer.process import PgbouncerProcess, find_program
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings, variable
 
-WATCH_SECONDS = 1.0
-ANSWER_SECONDS = 3.0
-SILENCES_BEFORE_KILL = 3  # a PgBouncer that hangs is worse than one that starts again
-CRASHES_BEFORE_GIVING_UP = 5
-CRASH_WINDOW_SECONDS = 60.0
-LONGEST_BACK_OFF_SECONDS = 2.0
-DRAIN_PROBE_SECONDS = 0.2
+SAID_WHY = (1, 2)  # the agent's exit codes for what it has logged: starting it again would not mend a wrong setting
+SILENT_AGENT_SECONDS = 10.0  # it beats each second; one that hangs does not watch, drain or answer health checks
+STOP_GRACE_SECONDS = 1.0  # the agent's own bound is stop_seconds; ours is for an agent that failed at it
 SPARE_FILE_DESCRIPTORS = 100  # listening sockets, the console, logs and the agent's own
 
 
 class Supervisor:
-    """Runs PgBouncer for `settings`, reporting to `health`, until `stop` is set."""
+    """Runs the agent and `settings.pgbouncer_processes` PgBouncers until `stop` is set and all of them drained."""
 
-    def __init__(self, settings: ProxySettings, health: Health, stop: asyncio.Event) -> None:
+    def __init__(self, settings: ProxySettings, stop: asyncio.Event) -> None:
         self._settings = settings
-        self._health = health
         self._stop = stop
-        self._agent_password = secrets.token_urlsafe(32)
-        self._crashes: deque[float] = deque()
+        self._engines: dict[int, PgbouncerProcess] = {}
+        self._crashes = {index: CrashLog() for index in range(settings.pgbouncer_processes)}
+        self._agent_crashes = CrashLog()
+        self._agent: asyncio.subprocess.Process | None = None
+        self._channel: Channel | None = None
+        self._last_beat = 0.0
+        self._answered: set[int] = set()  # process ids whose console answered
+        self._start = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until told to stop.
 
-        Raises PgbouncerUnusable when PgBouncer does not start or keeps ending, and RunFolderUnusable when its
-        files cannot be written.
+        Raises PortTaken, RunFolderUnusable, PgbouncerUnusable when PgBouncer does not start or keeps ending, and
+        AgentUnusable or AgentRefused when the agent does.
         """
-        program, folder = await self._prepare()
-        while not self._stop.is_set():
-            process = await PgbouncerProcess.start(program, folder)
-            try:
-                await self._serve(process)
-            finally:
-                self._health.is_answering = False
-                process.kill()
-                exit_code = await process.wait()
-            if not self._stop.is_set():
-                await self._back_off(exit_code)
-
-    async def _prepare(self) -> tuple[Path, RunFolder]:
         settings = self._settings
         program = await find_program(settings)
         _check_client_port(settings)
@@ -72,122 +66,186 @@ class Supervisor:
         folder = RunFolder.prepare(settings.run_path, settings.run_as_user)
         if folder.owner:
             program = folder.copy_program(program)
-        if settings.client_tls_mode != "disable":
-            self._write_certificate(folder)
-        for name, content in render(settings, self._agent_password).files.items():
-            folder.write(name, content)
-        return program, folder
-
-    def _write_certificate(self, folder: RunFolder) -> None:
-        settings = self._settings
-        if not settings.client_tls_cert_file:
-            made = self_signed()
-            folder.write(CERTIFICATE_FILE, made.certificate_pem)
-            folder.write(KEY_FILE, made.key_pem)
-            logger.warning("no client certificate was given: made a self-signed one; clients cannot verify it")
-            return
-        for name, source in (
-            (CERTIFICATE_FILE, settings.client_tls_cert_file),
-            (KEY_FILE, settings.client_tls_key_file),
-        ):
+        with _listen_for_health(settings) as health_socket:
             try:
-                folder.write(name, Path(source).read_bytes())
-            except OSError as error:
-                raise RunFolderUnusable(f"cannot read {source}: {error.strerror}") from error
+                await first_to_end(
+                    self._keep_agent(health_socket),
+                    self._keep_engines(program),
+                    self._tell_agent(),
+                    self._bound_the_stop(),
+                )
+            finally:
+                await self._end_all()
 
-    async def _serve(self, process: PgbouncerProcess) -> None:
-        console = await process.open_console(self._settings, self._agent_password)
-        self._health.is_answering = True
-        logger.info("pgbouncer answers", extra={"fields": {"pid": process.pid}})
-        ended = asyncio.create_task(process.wait())
-        try:
-            await self._watch(process, console, ended)
-            if self._stop.is_set() and not ended.done():
-                await self._drain(console, ended)
-        finally:
-            await console.close()
-            if not ended.done():
-                process.kill()
-            await ended
+    # --- the agent
 
-    async def _watch(self, process: PgbouncerProcess, console: AdminConsole, ended: asyncio.Task[int]) -> None:
-        """Return when PgBouncer ended, hangs, or the proxy is told to stop."""
-        stopping = asyncio.create_task(self._stop.wait())
-        silences = 0
+    async def _keep_agent(self, health_socket: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._channel, theirs = Channel.pair()
+            self._last_beat = loop.time()
+            self._agent = await _start_agent(theirs, health_socket)
+            theirs.close()
+            listening = asyncio.create_task(self._listen(self._channel))
+            exit_code = await self._agent.wait()
+            listening.cancel()
+            self._channel.close()
+            if not self._start.is_set() and exit_code in SAID_WHY:
+                raise AgentRefused(exit_code)
+            if self._stop.is_set() and not self._engines:
+                return
+            logger.error("the agent ended by itself: starting it again", extra={"fields": {"exit_code": exit_code}})
+            pause = self._agent_crashes.add()
+            if pause is None:
+                await self._end_engines_gently()
+                raise AgentUnusable(
+                    f"the agent ended {self._agent_crashes} (last exit code {exit_code}); giving up, so that this "
+                    "task is replaced"
+                )
+            await asyncio.sleep(pause)
+
+    async def _listen(self, channel: Channel) -> None:
+        loop = asyncio.get_running_loop()
+        async for message in channel.messages():
+            self._last_beat = loop.time()
+            match message:
+                case StartEngines():
+                    self._start.set()
+                case EngineAnswers(pid=pid):
+                    self._answered.add(pid)
+                case KillEngine(index=index, pid=pid):
+                    engine = self._engines.get(index)
+                    if engine and engine.pid == pid:  # not the one that took its place meanwhile
+                        engine.kill()
+                case Beat():
+                    pass
+                case _:
+                    logger.error("the agent sent what only the supervisor says: %s", type(message).__name__)
+
+    async def _tell_agent(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._say_what_runs()
+            if loop.time() - self._last_beat > SILENT_AGENT_SECONDS and self._agent:
+                logger.error("the agent hangs: ending it", extra={"fields": {"pid": self._agent.pid}})
+                self._last_beat = loop.time()
+                _kill(self._agent)
+            stopping = asyncio.ensure_future(self._stop.wait()) if not self._stop.is_set() else None
+            if stopping is None:
+                await asyncio.sleep(BEAT_SECONDS)
+            else:
+                await asyncio.wait((stopping,), timeout=BEAT_SECONDS)  # a drain begins at once
+                stopping.cancel()
+
+    def _say_what_runs(self) -> None:
+        if self._channel is None:
+            return
+        states = tuple(
+            EngineState(index, self._engines[index].pid if index in self._engines else 0, crashes.total)
+            for index, crashes in self._crashes.items()
+        )
+        self._channel.send(EnginesAre(states, self._start.is_set(), self._stop.is_set(), self._agent_crashes.total))
+
+    # --- PgBouncer
+
+    async def _keep_engines(self, program: Path) -> None:
+        await self._start.wait()
+        engines = [asyncio.create_task(self._keep_engine(index, program)) for index in self._crashes]
         try:
-            while not (ended.done() or stopping.done()):
-                try:
-                    async with asyncio.timeout(ANSWER_SECONDS):
-                        count = await console.count_clients()
-                except (psycopg.Error, TimeoutError):
-                    silences += 1
-                    self._health.is_answering = False
-                else:
-                    silences = 0
-                    self._health.is_answering = True
-                    self._health.client_connections = count.connected
-                    self._health.clients_waiting = count.waiting
-                if silences >= SILENCES_BEFORE_KILL:
-                    logger.error(
-                        "pgbouncer does not answer its console: ending it",
-                        extra={"fields": {"pid": process.pid}},
-                    )
-                    process.kill()
-                await asyncio.wait((ended, stopping), timeout=WATCH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            # One that keeps crashing ends the task of all: another task does better.
+            await asyncio.gather(*engines)
         finally:
+            for engine in engines:
+                engine.cancel()
+        logger.info("drained")
+
+    async def _keep_engine(self, index: int, program: Path) -> None:
+        folder = RunFolder.existing(self._settings.engine_path(index), self._settings.run_as_user)
+        while not self._stop.is_set():
+            engine = await PgbouncerProcess.start(
+                program, folder, lambda line: self._channel and self._channel.send(LogLine(index, line))
+            )
+            self._engines[index] = engine
+            self._say_what_runs()
+            exit_code = await engine.wait()
+            del self._engines[index]
+            self._say_what_runs()
+            if self._stop.is_set():
+                return
+            if engine.pid not in self._answered and not self._crashes[index].total:
+                raise PgbouncerUnusable(f"PgBouncer ended at start with exit code {exit_code}; {engine.last_words()}")
+            pause = self._crashes[index].add()
+            logger.error(
+                "pgbouncer ended by itself",
+                extra={"fields": {"process": index, "exit_code": exit_code, "crashes": self._crashes[index].total}},
+            )
+            if pause is None:
+                raise PgbouncerUnusable(
+                    f"PgBouncer ended {self._crashes[index]} (last exit code {exit_code}); giving up, so that this "
+                    "task is replaced"
+                )
+            await asyncio.wait((stopping := asyncio.ensure_future(self._stop.wait()),), timeout=pause)
             stopping.cancel()
 
-    async def _back_off(self, exit_code: int) -> None:
-        now = time.monotonic()
-        self._crashes.append(now)
-        while now - self._crashes[0] > CRASH_WINDOW_SECONDS:
-            self._crashes.popleft()
-        self._health.restarts += 1
-        crashes = len(self._crashes)
-        logger.error("pgbouncer ended by itself", extra={"fields": {"exit_code": exit_code, "crashes": crashes}})
-        if crashes >= CRASHES_BEFORE_GIVING_UP:
-            raise PgbouncerUnusable(
-                f"PgBouncer ended {crashes} times within {CRASH_WINDOW_SECONDS:g} s (last exit code {exit_code}); "
-                "giving up, so that this task is replaced"
-            )
-        # The first restart is at once: clients are waiting for it.
-        pause = 0.0 if crashes == 1 else min(0.1 * 2**crashes, LONGEST_BACK_OFF_SECONDS)
-        try:
-            await asyncio.wait_for(self._stop.wait(), pause)
-        except TimeoutError:
+    # --- the end
+
+    async def _bound_the_stop(self) -> None:
+        await self._stop.wait()
+        logger.info("draining", extra={"fields": {"stop_seconds": self._settings.stop_seconds}})
+        if not self._start.is_set():
             return
+        await asyncio.sleep(self._settings.stop_seconds + STOP_GRACE_SECONDS)
+        logger.error("the drain did not end within stop_seconds: ending what is left")
 
-    async def _drain(self, console: AdminConsole, ended: asyncio.Task[int]) -> None:
-        """Stop without losing a query: no new connections, clients leave, transactions end, then PgBouncer."""
-        settings = self._settings
-        self._health.is_draining = True
-        deadline = time.monotonic() + settings.stop_seconds
-        logger.info("draining", extra={"fields": {"drain_seconds": settings.drain_seconds}})
-        try:
-            left = await self._wait_for_clients_to_leave(console, ended)
-            if ended.done():
-                return
-            logger.info("closing the clients that are left between transactions", extra={"fields": {"clients": left}})
-            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
-                await console.shutdown_when_servers_are_free()
-                await asyncio.shield(ended)
-            logger.info("drained")
-        except psycopg.Error:
-            # The console goes with PgBouncer: wait for its end rather than trust the order of the two.
-            await asyncio.wait((ended,), timeout=max(deadline - time.monotonic(), 0))
-        except TimeoutError:
-            logger.error(
-                "transactions were still running after stop_seconds: ending them",
-                extra={"fields": {"stop_seconds": settings.stop_seconds}},
-            )
+    async def _end_engines_gently(self) -> None:
+        # SIGTERM waits for clients to leave by themselves, and they may stay: bounded.
+        for engine in self._engines.values():
+            engine.terminate()
+        ends = [asyncio.create_task(engine.wait()) for engine in self._engines.values()]
+        if ends:
+            await asyncio.wait(ends, timeout=self._settings.stop_seconds)
 
-    async def _wait_for_clients_to_leave(self, console: AdminConsole, ended: asyncio.Task[int]) -> int:
-        until = time.monotonic() + self._settings.drain_seconds
-        while True:
-            left = (await console.count_clients()).connected
-            if not left or ended.done() or time.monotonic() >= until:
-                return left
-            await asyncio.sleep(DRAIN_PROBE_SECONDS)
+    async def _end_all(self) -> None:
+        for engine in list(self._engines.values()):
+            engine.kill()
+            await engine.wait()
+        if self._agent and self._agent.returncode is None:
+            self._agent.terminate()
+            try:
+                await asyncio.wait_for(self._agent.wait(), STOP_GRACE_SECONDS)
+            except TimeoutError:
+                _kill(self._agent)
+                await self._agent.wait()
+
+
+async def _start_agent(channel: socket.socket, health: socket.socket) -> asyncio.subprocess.Process:
+    # It must not outlive us: nobody would end it.
+    command = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "emberpool_proxy", "agent"]
+    return await asyncio.create_subprocess_exec(
+        *command,
+        f"--control={channel.fileno()}",
+        f"--health={health.fileno()}",
+        stdin=asyncio.subprocess.DEVNULL,
+        pass_fds=(channel.fileno(), health.fileno()),
+        start_new_session=True,  # a Ctrl-C at the terminal is the supervisor's to handle
+    )
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.send_signal(signal.SIGKILL)
+
+
+def _listen_for_health(settings: ProxySettings) -> socket.socket:
+    # Held here: while the agent starts again, health checks wait in the queue instead of being refused.
+    try:
+        family = socket.AF_INET6 if ":" in settings.listen_host else socket.AF_INET
+        return socket.create_server((settings.listen_host, settings.health_port), family=family, backlog=128)
+    except OSError as error:
+        raise PortTaken(
+            f"cannot listen on {settings.listen_host}:{settings.health_port} for health checks: {error.strerror}; "
+            f"end the program that uses it or set {variable('health_port')}"
+        ) from error
 
 
 def _check_client_port(settings: ProxySettings) -> None:

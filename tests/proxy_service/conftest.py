@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Proxy:
             "password": CLIENT_PASSWORD,
             "dbname": DATABASE,
             "sslmode": "verify-full",
-            "sslrootcert": f"{self.setting('run_folder')}/client.crt",
+            "sslrootcert": f"{self.setting('run_folder')}/ca.crt",
             **changes,
         }
         return " ".join(f"{name}='{value}'" for name, value in given.items())
@@ -94,8 +94,19 @@ class Proxy:
         return self.get(path)[0]
 
     def pgbouncer_pid(self) -> int:
-        lines = [line for line in self.log_lines() if line["message"] == "pgbouncer answers"]
-        return lines[-1]["pid"] if lines else 0
+        pids = self.pgbouncer_pids()
+        return pids[-1] if pids else 0
+
+    def pgbouncer_pids(self) -> list[int]:
+        """Every PgBouncer that ever answered, in the order of their first answers."""
+        seen = [line["pid"] for line in self.log_lines() if line["message"] == "pgbouncer answers"]
+        return list(dict.fromkeys(seen))
+
+    def agent_pid(self) -> int:
+        """The agent: the supervisor's child that is not a PgBouncer."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        agents = [int(pid) for pid in children if b"\0agent\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return agents[0] if agents else 0
 
     def printed(self) -> str:
         return self.log_path.read_text()
@@ -114,9 +125,8 @@ class Proxy:
             self.process.kill()
         if self.process:
             self.process.wait(BOUND_SECONDS)
-            pid = self.pgbouncer_pid()
-            if pid:
-                wait_until("PgBouncer outlived its agent", lambda: not is_running(pid))
+            for pid in self.pgbouncer_pids():
+                wait_until("PgBouncer outlived its supervisor", lambda: not is_running(pid))  # noqa: B023 (called at once)
         self._stack.close()
 
 
@@ -133,15 +143,15 @@ def database(postgres: EmbeddedPostgres) -> EmbeddedPostgres:
     return postgres
 
 
-@pytest.fixture
-def make_proxy(
-    database: EmbeddedPostgres, pgbouncer_program: PgbouncerProgram, tmp_path: Path
+@contextmanager
+def proxies(
+    database: EmbeddedPostgres, pgbouncer_program: PgbouncerProgram, log_folder: Path
 ) -> Iterator[Callable[..., Proxy]]:
-    """Makes proxies (not yet started) with overridden settings; ends them after the test."""
+    """Makes proxies (not yet started) with overridden settings; ends them when the context ends."""
     made: list[Proxy] = []
 
     def make(**overrides: object) -> Proxy:
-        # Not in tmp_path: a unix socket's path has 107 bytes, and root's PgBouncer runs as nobody.
+        # Not in log_folder: a unix socket's path has 107 bytes, and root's PgBouncer runs as nobody.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="emberpool-test-"))
         Path(folder).chmod(0o755)
         given = {
@@ -163,7 +173,7 @@ def make_proxy(
             **overrides,
         }
         environment = {variable(name): str(value) for name, value in given.items()}
-        proxy = Proxy({"PATH": os.environ["PATH"], **environment}, tmp_path / f"proxy-{len(made)}.log")
+        proxy = Proxy({"PATH": os.environ["PATH"], **environment}, log_folder / f"proxy-{len(made)}.log")
         made.append(proxy)
         return proxy
 
@@ -171,3 +181,21 @@ def make_proxy(
         yield make
         for proxy in made:
             proxy.close()
+
+
+@pytest.fixture
+def make_proxy(
+    database: EmbeddedPostgres, pgbouncer_program: PgbouncerProgram, tmp_path: Path
+) -> Iterator[Callable[..., Proxy]]:
+    """Makes proxies for one test."""
+    with proxies(database, pgbouncer_program, tmp_path) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_shared_proxy(
+    database: EmbeddedPostgres, pgbouncer_program: PgbouncerProgram, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Proxy]]:
+    """Makes proxies that a module's tests share: for tests that leave nothing behind in them."""
+    with proxies(database, pgbouncer_program, tmp_path_factory.mktemp("proxies")) as make:
+        yield make

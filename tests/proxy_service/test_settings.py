@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from emberpool_proxy.__main__ import main
-from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS, render
+from emberpool_proxy.credentials.snapshot import ClientUser, Snapshot
+from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS, EngineIdentity, render
 from emberpool_proxy.settings import ProxySettings, SettingsInvalid, variable
 
 VALID = {
@@ -72,10 +73,16 @@ def test_every_changed_default_has_its_reason() -> None:
 
 
 def test_database_line_has_no_password() -> None:
-    """The forced user's password stands in the auth file: in the ini it would break SCRAM logins."""
-    rendered = render(ProxySettings.from_environment(VALID), "agent")
-    assert "password" not in rendered.files["pgbouncer.ini"]
-    assert "user=app_user" in rendered.files["pgbouncer.ini"]
+    """Passwords and verifiers stand in the auth file only: a password in the ini would break SCRAM logins."""
+    snapshot = Snapshot(
+        {"app_user": "hush-database"}, (ClientUser("function", "hush-verifier", "app", "app_user"),), {"app": "app_user"}
+    )
+    identity = EngineIdentity(0, 0, "hush-agent")
+    rendered = render(ProxySettings.from_environment(VALID), snapshot, identity)
+    for name in ("pgbouncer.ini", "databases.ini", "hba.conf"):
+        assert "hush" not in rendered.files[name]
+    assert "user=app_user" in rendered.files["databases.ini"]
+    assert "hush-database" in rendered.files["users.txt"]
     assert "hush" not in repr(rendered)
 
 

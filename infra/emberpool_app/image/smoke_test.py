@@ -27,7 +27,7 @@ from emberpool_local.host.waiting import wait_until
 from emberpool_local.postgres.program import find_postgres
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.certificates import Certificate, self_signed
-from emberpool_proxy.pgbouncer.config import CERTIFICATE_FILE
+from emberpool_proxy.pgbouncer.config import CLIENT_CA_FILE
 from emberpool_proxy.settings import ProxySettings, variable
 
 MOST_IMAGE_MEGABYTES = 200  # each new task pulls it before it serves
@@ -149,8 +149,8 @@ def _check_user(container: ImageContainer) -> None:
 
 
 def _connect(container: ImageContainer) -> psycopg.Connection:
-    certificate = container.child.log_path.with_name(CERTIFICATE_FILE)
-    certificate.write_text(container.run("cat", f"{ProxySettings.run_folder}/{CERTIFICATE_FILE}"))
+    certificate = container.child.log_path.with_name(CLIENT_CA_FILE)
+    certificate.write_text(container.run("cat", f"{ProxySettings.run_folder}/{CLIENT_CA_FILE}"))
     conninfo = make_conninfo(
         host=LOOPBACK,
         port=container.settings["client_port"],

@@ -1,15 +1,44 @@
-"""A client for PgBouncer's admin console, over its unix socket."""
+"""A typed client for PgBouncer's admin console, over its unix socket.
+
+What a tick asks for must stay cheap with thousands of clients: SHOW POOLS, LISTS, STATS and DATABASES have a few rows,
+SHOW CLIENTS and SERVERS one a connection. What the rows hold is rows'.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psycopg
-from psycopg.rows import DictRow, dict_row
+from psycopg import waiting
+from psycopg.abc import PQGen
+from psycopg.adapt import Buffer, Loader
+from psycopg.rows import tuple_row
 
 from emberpool_proxy.pgbouncer.config import ADMIN_DATABASE, AGENT_USER
+from emberpool_proxy.pgbouncer.rows import (
+    ClientRow,
+    ConfigRow,
+    DatabaseRow,
+    MemoryRow,
+    PeerRow,
+    PoolRow,
+    ServerRow,
+    StatsRow,
+    row_maker,
+)
+
+CONNECT_SECONDS = 3
+WAKE_SECONDS = 1.0  # psycopg looks for interrupts this often while it waits
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+class CommandRefused(psycopg.ProgrammingError):
+    """PgBouncer understood but would not: no such database, an unknown setting, already paused. It serves on."""
 
 
 @dataclass(frozen=True)
@@ -20,19 +49,45 @@ class ClientCount:
     waiting: int
 
 
+class _IntegerLoader(Loader):
+    """PgBouncer's numerics are counts: an int is enough, and cheaper than a Decimal."""
+
+    def load(self, data: Buffer) -> int:
+        return int(bytes(data))
+
+
+class _Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A connection that is closed when a command on it is cancelled.
+
+    psycopg would send a cancel request and wait up to 10 s for the answer, which a PgBouncer that hangs never gives.
+    Worse, PgBouncer takes a cancel request for a PAUSE as RESUME.
+    """
+
+    async def wait(self, gen: PQGen[Result], interval: float = WAKE_SECONDS, timeout: float | None = None) -> Result:  # noqa: ASYNC109 (psycopg's signature)
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+        except BaseException as error:
+            if not isinstance(error, psycopg.Error):
+                self.pgconn.finish()
+            raise
+
+
 class AdminConsole:
     """One connection to the console, held open: PgBouncer 1.24 closes its socket as soon as it shuts down.
 
-    Raises psycopg.OperationalError when PgBouncer does not answer.
+    Commands wait for one another. Bound each with asyncio.timeout(): a cancelled command closes the connection.
+    Raises CommandRefused when PgBouncer answers with an error, and psycopg.OperationalError when the connection is
+    gone.
     """
 
-    def __init__(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
+    def __init__(self, connection: _Connection, open_another: Callable[[], Any]) -> None:
         self._connection = connection
+        self._open_another = open_another
 
     @classmethod
     async def open(cls, socket_folder: str, port: int, password: str) -> AdminConsole:
         """Log in at the console of the PgBouncer whose socket is in `socket_folder`."""
-        connection = await psycopg.AsyncConnection.connect(
+        connection = await _Connection.connect(
             host=socket_folder,
             port=port,
             user=AGENT_USER,
@@ -40,28 +95,110 @@ class AdminConsole:
             dbname=ADMIN_DATABASE,
             autocommit=True,  # the console knows no transactions
             prepare_threshold=None,  # and only the simple protocol
-            connect_timeout=3,
+            connect_timeout=CONNECT_SECONDS,
             gssencmode="disable",
             sslmode="disable",
-            row_factory=dict_row,
+            row_factory=tuple_row,
         )
-        return cls(connection)
+        connection.adapters.register_loader("numeric", _IntegerLoader)
+        return cls(connection, lambda: cls.open(socket_folder, port, password))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a command can still be given: not after close(), a cancelled command or PgBouncer's end."""
+        return not self._connection.closed
+
+    # --- what is cheap enough for a tick
 
     async def show_version(self) -> str:
         """Return PgBouncer's version line: the cheapest proof that it answers."""
-        return str((await self._rows("SHOW VERSION"))[0]["version"])
+        return str((await self._run("SHOW VERSION"))[0][0])
+
+    async def show_pools(self) -> list[PoolRow]:
+        """Return the pools, the console's own among them."""
+        return await self._show("POOLS", PoolRow)
+
+    async def show_lists(self) -> dict[str, int]:
+        """Return how many of each thing there are: `used_clients`, `login_clients`, `used_servers`, ..."""
+        return {str(name): int(count) for name, count in await self._run("SHOW LISTS")}
+
+    async def show_stats(self) -> list[StatsRow]:
+        """Return totals and averages of each database, the console's own among them."""
+        return await self._show("STATS", StatsRow)
+
+    async def show_databases(self) -> list[DatabaseRow]:
+        """Return the databases and whether they are paused, the console's own among them."""
+        return await self._show("DATABASES", DatabaseRow)
 
     async def count_clients(self) -> ClientCount:
         """Count the clients of all pools but the console's own."""
-        pools = [row for row in await self._rows("SHOW POOLS") if row["database"] != ADMIN_DATABASE]
+        pools = [pool for pool in await self.show_pools() if not pool.is_console]
         return ClientCount(
-            connected=sum(row["cl_active"] + row["cl_waiting"] for row in pools),
-            waiting=sum(row["cl_waiting"] for row in pools),
+            connected=sum(pool.client_connections for pool in pools),
+            waiting=sum(pool.cl_waiting for pool in pools),
         )
+
+    # --- what is not
+
+    async def show_clients(self) -> list[ClientRow]:
+        """Return one row per client: 5,000 of them take PgBouncer's thread and ours some 100 ms."""
+        return await self._show("CLIENTS", ClientRow)
+
+    async def show_servers(self) -> list[ServerRow]:
+        """Return one row per server connection."""
+        return await self._show("SERVERS", ServerRow)
+
+    async def show_config(self) -> dict[str, ConfigRow]:
+        """Return the settings in force by name. They hold paths and names, no password."""
+        return {row.key: row for row in await self._show("CONFIG", ConfigRow)}
+
+    async def show_peers(self) -> list[PeerRow]:
+        """Return the peers, this process among them."""
+        return await self._show("PEERS", PeerRow)
+
+    async def show_memory(self) -> list[MemoryRow]:
+        """Return what PgBouncer's caches take."""
+        return await self._show("MEM", MemoryRow)
+
+    # --- commands
+
+    async def set(self, name: str, value: str) -> None:
+        """Change a setting until the next RELOAD or restart. The value is quoted here; fractions of seconds work."""
+        escaped = value.replace("'", "''")
+        await self._run(f"SET {_name(name)} = '{escaped}'")
+
+    async def reload(self) -> None:
+        """Read the files again: settings, databases, peers, users, certificates."""
+        await self._run("RELOAD")
+
+    async def pause(self, database: str | None = None) -> None:
+        """Let running transactions end, close the server connections, and let clients wait from now on.
+
+        The pause is in force at once, also when this is cancelled; it returns when the last transaction has ended.
+        Meanwhile this console takes other commands: the pause has a connection of its own.
+        """
+        async with await self._open_another() as other:
+            await other._run(_with_database("PAUSE", database))
+
+    async def resume(self, database: str | None = None) -> None:
+        """End a pause. Raises CommandRefused when there is none."""
+        await self._run(_with_database("RESUME", database))
+
+    async def reconnect(self, database: str | None = None) -> None:
+        """Replace every server connection as soon as its transaction has ended."""
+        await self._run(_with_database("RECONNECT", database))
+
+    async def kill_client(self, client_id: int) -> None:
+        """Close one client by ClientRow.id, at once. Raises CommandRefused when it has gone."""
+        await self._run(f"KILL_CLIENT {client_id:d}")
 
     async def shutdown_when_servers_are_free(self) -> None:
         """End PgBouncer once every running transaction has ended; clients are closed between transactions."""
-        await self._connection.execute("SHUTDOWN WAIT_FOR_SERVERS")
+        await self._run("SHUTDOWN WAIT_FOR_SERVERS")
+
+    async def shutdown_when_clients_have_left(self) -> None:
+        """Take no new connection from now on, and end PgBouncer once the last client has left by itself."""
+        await self._run("SHUTDOWN WAIT_FOR_CLIENTS")
 
     async def close(self) -> None:
         """Close the connection; PgBouncer goes on."""
@@ -75,6 +212,29 @@ class AdminConsole:
     ) -> None:
         await self.close()
 
-    async def _rows(self, command: str) -> list[dict[str, Any]]:
-        cursor = await self._connection.execute(command.encode())
-        return await cursor.fetchall()
+    async def _show(self, what: str, kind: type[Row]) -> list[Row]:
+        columns: list[str] = []
+        rows = await self._run(f"SHOW {what}", columns)
+        make = row_maker(kind, columns)
+        return [make(row) for row in rows]
+
+    async def _run(self, command: str, columns: list[str] | None = None) -> Sequence[tuple[Any, ...]]:
+        try:
+            cursor = await self._connection.execute(command.encode())
+            if cursor.description is None:
+                return []
+            if columns is not None:
+                columns.extend(column.name for column in cursor.description)
+            return await cursor.fetchall()
+        except psycopg.Error as error:
+            if self._connection.closed:
+                raise
+            raise CommandRefused(f"PgBouncer refused {command}: {error}") from error
+
+
+def _with_database(command: str, database: str | None) -> str:
+    return command if database is None else f"{command} {_name(database)}"
+
+
+def _name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

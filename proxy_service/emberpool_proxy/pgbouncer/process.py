@@ -1,4 +1,4 @@
-"""Runs one PgBouncer process: start, wait until it answers, stop. Restarting it is the supervisor's."""
+"""Runs one PgBouncer process. Restarting it is the supervisor's, speaking to it the agent's."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import re
 import shutil
 import signal
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-
-import psycopg
 
 from emberpool_proxy.errors import PgbouncerUnusable
 from emberpool_proxy.log import PGBOUNCER_LINE, relay_pgbouncer_line
-from emberpool_proxy.pgbouncer.admin import AdminConsole
 from emberpool_proxy.pgbouncer.config import INI_FILE
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings
 
 OLDEST_VERSION = (1, 24)  # SHUTDOWN WAIT_FOR_SERVERS, prepared statements and the security fixes we rely on
-START_SECONDS = 10.0
-PROBE_SECONDS = 0.02
 KEPT_LOG_LINES = 20
 
 
@@ -51,17 +47,21 @@ async def find_program(settings: ProxySettings) -> Path:
 
 
 class PgbouncerProcess:
-    """One PgBouncer child. It dies with us: it is started with a parent-death signal."""
+    """One PgBouncer child. It ends with us: it is started with a parent-death signal."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, on_line: Callable[[str], object]) -> None:
         self._process = process
+        self._on_line = on_line
         self._last_lines: deque[str] = deque(maxlen=KEPT_LOG_LINES)
         self._relay = asyncio.create_task(self._relay_log(), name="pgbouncer-log")
 
     @classmethod
-    async def start(cls, program: Path, folder: RunFolder) -> PgbouncerProcess:
-        """Start PgBouncer on the rendered files of `folder`; it may not answer yet."""
-        # SIGINT lets running transactions end, should this agent be killed.
+    async def start(cls, program: Path, folder: RunFolder, on_line: Callable[[str], object]) -> PgbouncerProcess:
+        """Start PgBouncer on the rendered files of `folder`; it may not answer yet.
+
+        Each line that it logs is logged by us, and given to `on_line`.
+        """
+        # SIGINT lets running transactions end, should we be killed.
         command = ["setpriv", "--pdeathsig", "INT"]
         if folder.owner:
             command += [f"--reuid={folder.owner.pw_uid}", f"--regid={folder.owner.pw_gid}", "--clear-groups"]
@@ -73,36 +73,15 @@ class PgbouncerProcess:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C at the terminal is the agent's to handle
+            start_new_session=True,  # a Ctrl-C at the terminal is ours to handle
             env={"LC_ALL": "C"},  # none of our secrets
         )
-        return cls(process)
+        return cls(process, on_line)
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
-
-    async def open_console(self, settings: ProxySettings, agent_password: str) -> AdminConsole:
-        """Wait until the console answers and return it.
-
-        Raises PgbouncerUnusable, with PgBouncer's last lines, when it ends first or stays silent.
-        """
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                while self._process.returncode is None:
-                    try:
-                        return await AdminConsole.open(settings.run_folder, settings.client_port, agent_password)
-                    except psycopg.OperationalError:
-                        await asyncio.sleep(PROBE_SECONDS)
-        except TimeoutError:
-            raise PgbouncerUnusable(
-                f"PgBouncer did not answer within {START_SECONDS:g} s; {self._log_tail()}"
-            ) from None
-        await self._relay
-        raise PgbouncerUnusable(
-            f"PgBouncer ended at start with exit code {self._process.returncode}; {self._log_tail()}"
-        )
 
     async def wait(self) -> int:
         """Wait until the process has ended and its log was relayed; return its exit code."""
@@ -115,15 +94,22 @@ class PgbouncerProcess:
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGKILL)
 
+    def terminate(self) -> None:
+        """Let the process end once its clients have left; it takes no new ones."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def last_words(self) -> str:
+        """Return the cause of its end as far as its log names it."""
+        # The cause and its consequence are its FATAL and ERROR lines; the rest is start-up chatter.
+        lines = [match for line in self._last_lines if (match := PGBOUNCER_LINE.match(line))]
+        causes = [match["message"] for match in lines if match["level"] in ("FATAL", "ERROR")]
+        return f"its last words: {'; '.join(causes[-3:]) or 'none'}"
+
     async def _relay_log(self) -> None:
         assert self._process.stderr is not None  # noqa: S101 (it was started with a pipe)
         while raw := await self._process.stderr.readline():
             line = raw.decode(errors="replace").rstrip()
             self._last_lines.append(line)
             relay_pgbouncer_line(line)
-
-    def _log_tail(self) -> str:
-        # The cause and its consequence are its FATAL and ERROR lines; the rest is start-up chatter.
-        lines = [match for line in self._last_lines if (match := PGBOUNCER_LINE.match(line))]
-        causes = [match["message"] for match in lines if match["level"] in ("FATAL", "ERROR")]
-        return f"its last words: {'; '.join(causes[-3:]) or 'none'}"
+            self._on_line(line)

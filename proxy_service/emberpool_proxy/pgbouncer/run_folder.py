@@ -12,7 +12,7 @@ from pathlib import Path
 from emberpool_proxy.errors import RunFolderUnusable
 
 LONGEST_SOCKET_PATH_BYTES = 107  # sockaddr_un on Linux
-SOCKET_NAME = ".s.PGSQL.65535"
+SOCKET_NAME = "31/.s.PGSQL.65535"  # in the folder of its process
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,7 @@ class RunFolder:
                 f"the run folder's path is too long for a unix socket: {path}; choose one of at most "
                 f"{LONGEST_SOCKET_PATH_BYTES - len(SOCKET_NAME) - 1} bytes"
             )
-        owner = None
-        if os.geteuid() == 0:
-            try:
-                owner = pwd.getpwnam(run_as_user)
-            except KeyError:
-                raise RunFolderUnusable(
-                    f"PgBouncer refuses to run as root and the user {run_as_user!r} does not exist; "
-                    "set EMBERPOOL_PROXY_RUN_AS_USER to one that does"
-                ) from None
+        owner = _owner(run_as_user)
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
@@ -53,6 +45,11 @@ class RunFolder:
                 "EMBERPOOL_PROXY_RUN_FOLDER"
             ) from error
         return cls(path, owner)
+
+    @classmethod
+    def existing(cls, path: Path, run_as_user: str) -> RunFolder:
+        """Return a folder that another process of ours has prepared."""
+        return cls(path, _owner(run_as_user))
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Write one file, 0600, by rename, so that a RELOAD never reads half a file.
@@ -88,3 +85,15 @@ class RunFolder:
     def _give_to_owner(self, path: Path) -> None:
         if self.owner:
             os.chown(path, self.owner.pw_uid, self.owner.pw_gid)
+
+
+def _owner(run_as_user: str) -> pwd.struct_passwd | None:
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam(run_as_user)
+    except KeyError:
+        raise RunFolderUnusable(
+            f"PgBouncer refuses to run as root and the user {run_as_user!r} does not exist; "
+            "set EMBERPOOL_PROXY_RUN_AS_USER to one that does"
+        ) from None

@@ -1,0 +1,133 @@
+"""The pool that the agent keeps: what its files say, who changes them, and how it ends.
+
+Composes the parts; each of them owns its subject: credentials, certificate, fleet, database watch, drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from emberpool_proxy.agent.drain import Drain
+from emberpool_proxy.agent.engines import Engines
+from emberpool_proxy.agent.fleet import Fleet
+from emberpool_proxy.agent.registration import Registration
+from emberpool_proxy.agent.rendering import Known, Rendering
+from emberpool_proxy.agent.state_file import AgentState
+from emberpool_proxy.agent.watch import watch_engines
+from emberpool_proxy.aws import AwsCalls
+from emberpool_proxy.credentials.client_specs import client_specs
+from emberpool_proxy.credentials.snapshot import Snapshot
+from emberpool_proxy.credentials.watch import Credentials
+from emberpool_proxy.errors import ProxyError
+from emberpool_proxy.first_to_end import first_to_end
+from emberpool_proxy.health import Health
+from emberpool_proxy.log import logger
+from emberpool_proxy.pgbouncer.config import Peer
+from emberpool_proxy.pgbouncer.run_folder import RunFolder
+from emberpool_proxy.settings import ProxySettings
+from emberpool_proxy.tls.client_certificate import ClientCertificate
+from emberpool_proxy.tls.pem import CertificateFiles
+from emberpool_proxy.tls.published_ca import PublishedCa
+
+LOAD_AGAIN_SECONDS = 5.0  # an agent that started again and cannot read its secrets yet
+
+
+class Pool:
+    """All parts of one task's agent. `state` is an earlier agent's when PgBouncer went on without one."""
+
+    def __init__(
+        self, settings: ProxySettings, engines: Engines, health: Health, state: AgentState, folder: RunFolder
+    ) -> None:
+        self._settings = settings
+        self._engines = engines
+        self._health = health
+        self._state = state
+        self._folder = folder
+        self._aws = AwsCalls()
+        self._rendering = Rendering(settings, state.agent_verifier, Known(first_peer_id=state.first_peer_id))
+        self._credentials = Credentials(settings, self._aws, earlier_users=state.client_users)
+        self._certificate = None if settings.client_tls_mode == "disable" else ClientCertificate(settings, self._aws)
+        arns = tuple(dict.fromkeys(spec.secret_arn for spec in client_specs(settings) if spec.secret_arn))
+        self._published_ca = PublishedCa(self._aws, arns, settings.credentials_check_seconds)
+        self._fleet = Fleet(settings)
+        self._drain = Drain(settings, engines, health, Registration(settings, self._aws))
+
+    async def prepare(self) -> None:
+        """Write the files that PgBouncer starts with. Raises ProxyError when they cannot be known."""
+        (snapshot, certificate), first_peer_id = await asyncio.gather(self._load(), self._fleet.choose_identity())
+        self._rendering.start_with(snapshot, certificate, first_peer_id)
+        self._keep_state()
+
+    async def keep(self) -> None:
+        """Keep the pool as it should be until cancelled."""
+        if self._rendering.known.snapshot is None:
+            await self._fleet.choose_identity(self._state.first_peer_id)
+        await first_to_end(
+            watch_engines(self._settings, self._engines, self._health),
+            self._fleet.run(self._new_peers),
+            self._keep_known(),
+        )
+
+    async def drain(self) -> None:
+        """End every PgBouncer without losing a query."""
+        await self._drain.run()
+
+    async def close(self) -> None:
+        """Close what is open; PgBouncer goes on."""
+        await self._engines.close()
+        await self._aws.close()
+
+    async def _load(self) -> tuple[Snapshot, CertificateFiles | None]:
+        """Read credentials and certificate. Raises ProxyError."""
+        snapshot = await self._credentials.load()
+        if self._certificate is None:
+            return snapshot, None
+        certificate = await self._certificate.load()
+        # Functions cannot verify the proxy before this: it must be there before the first of them may come.
+        await self._published_ca.publish(certificate.ca_pem)
+        return snapshot, certificate
+
+    async def _keep_known(self) -> None:
+        while self._rendering.known.snapshot is None:
+            try:
+                snapshot, certificate = await self._load()
+            except ProxyError as error:
+                logger.error("%s; pgbouncer goes on with what it has", error)
+                await asyncio.sleep(LOAD_AGAIN_SECONDS)
+                continue
+            await self._take_over(snapshot, certificate)
+        parts = [self._credentials.watch(self._new_credentials)]
+        if self._certificate:
+            certificate_watched = self._certificate
+            parts += [
+                certificate_watched.watch(self._new_certificate),
+                self._published_ca.watch(lambda: certificate_watched.ca_pem),
+            ]
+        await first_to_end(*parts)
+
+    async def _take_over(self, snapshot: Snapshot, certificate: CertificateFiles | None) -> None:
+        await self._rendering.change(
+            self._engines, lambda known: replace(known, snapshot=snapshot, certificate=certificate)
+        )
+
+    async def _new_credentials(self, snapshot: Snapshot) -> bool:
+        done = await self._rendering.change(self._engines, lambda known: replace(known, snapshot=snapshot))
+        self._keep_state()
+        return done
+
+    async def _new_certificate(self, certificate: CertificateFiles) -> None:
+        if not await self._rendering.change(self._engines, lambda known: replace(known, certificate=certificate)):
+            raise ProxyError("pgbouncer did not read the new files")
+        await self._published_ca.publish(certificate.ca_pem)
+
+    async def _new_peers(self, peers: tuple[Peer, ...]) -> None:
+        await self._rendering.change(self._engines, lambda known: replace(known, peers=peers))
+
+    def _keep_state(self) -> None:
+        known = self._rendering.known
+        users = tuple(client.name for client in known.snapshot.clients) if known.snapshot else ()
+        state = replace(self._state, first_peer_id=known.first_peer_id, client_users=users)
+        if state != self._state:
+            state.write(self._folder)
+            self._state = state

@@ -1,0 +1,1 @@
+"""Who may log in where: the pool at the database, clients at the pool."""

@@ -1,0 +1,70 @@
+"""Asks the database itself whether it takes a login: one own connection, closed at once."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from enum import Enum
+
+import psycopg
+
+from emberpool_proxy.credentials.snapshot import Login
+from emberpool_proxy.pgbouncer.config import SYSTEM_CA_FILE
+from emberpool_proxy.settings import ProxySettings
+
+APPLICATION_NAME = "emberpool-credentials"
+PROBE_SECONDS = 5.0
+# libpq gives no SQLSTATE for a failed login. Where the server speaks another language this does not match: UNKNOWN.
+REFUSED = re.compile(
+    r"authentication failed for|role \"[^\"]*\" does not exist|is not permitted to log in|password expired"
+)
+STARTING = re.compile(r"system is (?:starting up|shutting down|in recovery|not yet accepting)")
+
+
+class Verdict(Enum):
+    """What the database said to a login."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"  # it said no, but perhaps for another reason
+    AWAY = "away"  # it could not be asked
+
+
+class LoginProbe:
+    """Tries logins at the database of `settings`, with its TLS mode; each try ends within PROBE_SECONDS."""
+
+    def __init__(self, settings: ProxySettings) -> None:
+        self._settings = settings
+
+    async def __call__(self, login: Login) -> Verdict:
+        """Return what the database says to a login. Never raises, never logs."""
+        settings = self._settings
+        verifies = settings.server_tls_mode.startswith("verify-")
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                connection = await psycopg.AsyncConnection.connect(
+                    host=settings.database_host,
+                    port=settings.database_port,
+                    dbname=settings.database_name,
+                    user=login.user,
+                    password=login.password,
+                    sslmode=settings.server_tls_mode,
+                    sslrootcert=(settings.server_tls_ca_file or SYSTEM_CA_FILE) if verifies else "",
+                    application_name=APPLICATION_NAME,
+                    gssencmode="disable",
+                    connect_timeout=int(PROBE_SECONDS),
+                    autocommit=True,
+                )
+            await connection.close()
+        except psycopg.Error as error:
+            return _verdict(str(error))
+        except TimeoutError:
+            return Verdict.AWAY
+        return Verdict.ACCEPTED
+
+
+def _verdict(text: str) -> Verdict:
+    if REFUSED.search(text):
+        return Verdict.REFUSED
+    # Only the server speaks of FATAL; libpq's own errors (refused, unreachable, TLS) have no severity.
+    return Verdict.UNKNOWN if "FATAL" in text and not STARTING.search(text) else Verdict.AWAY
