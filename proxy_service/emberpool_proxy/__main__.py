@@ -2,6 +2,7 @@
 
 run       supervisor, agent and PgBouncer (the default)
 config    print what would be rendered, secrets masked
+status    print the pool of a running proxy
 agent     what the supervisor starts; not for people
 """
 
@@ -20,6 +21,7 @@ from emberpool_proxy.settings import ProxySettings, SettingsInvalid
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 EXIT_CRASHED = 70  # EX_SOFTWARE: the supervisor starts such an agent again
 
 
@@ -57,10 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m emberpool_proxy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", nargs="?", choices=("run", "config", "agent"), default="run")
+    parser.add_argument("command", nargs="?", choices=("run", "config", "status", "agent"), default="run")
+    parser.add_argument("--url", help="status: where the proxy answers health checks")
+    parser.add_argument("--json", action="store_true", help="status: print it as JSON")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="status: print it again every SECONDS")
     parser.add_argument("--control", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--health", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
+    if chosen.command == "status":
+        return _status(chosen.url, chosen.json, chosen.watch)
     log.configure("INFO")
     try:
         settings = ProxySettings.from_environment()
@@ -79,6 +86,19 @@ def main(arguments: list[str] | None = None) -> int:
     except ProxyError as error:
         log.logger.error("%s", error)
         return EXIT_FAILED
+    return 0
+
+
+def _status(url: str | None, as_json: bool, watch_seconds: float | None) -> int:
+    from emberpool_proxy.status_view import DEFAULT_URL, StatusUnavailable, show  # noqa: PLC0415 (as above)
+
+    try:
+        show(url or DEFAULT_URL, as_json, watch_seconds)
+    except StatusUnavailable as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 (for a person, not for the log)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return 0
 
 

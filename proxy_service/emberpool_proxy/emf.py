@@ -101,7 +101,13 @@ def _number(metric: CloudWatchMetric, values: Values, last: Values) -> float | N
     found = [value for (name, labels), value in values.items() if name in metric.of and _matches(metric, labels)]
     if not found:
         return None
-    return {"sum": sum, "max": max, "min": min}[metric.how](found)
+    match metric.how:
+        case "max":
+            return max(found)
+        case "min":
+            return min(found)
+        case _:
+            return sum(found)
 
 
 def _increase(name: str, values: Values, last: Values) -> float | None:

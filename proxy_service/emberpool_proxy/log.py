@@ -97,7 +97,7 @@ class PgbouncerLog:
             return
         for (_, side, _), kind in self._kinds.items():
             if (left_out := kind.seen - LINES_PER_SECOND) > 0:
-                fields = {"side": side, "lines_left_out": left_out} if side else {"lines_left_out": left_out}
+                fields: dict[str, object] = {"lines_left_out": left_out, **({"side": side} if side else {})}
                 logger.log(kind.level, "lines like this were left out: %s", kind.example, extra=self._extra(fields))
         self._kinds.clear()
         self._window_ends = now + 1.0

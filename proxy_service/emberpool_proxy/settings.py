@@ -150,6 +150,9 @@ class ProxySettings:
     agent_tick_seconds: float = field(default=1.0, metadata=_help("time between two looks of the agent at its pool"))
     metrics_emf: str = field(default="off", metadata=_help("`on`: metrics to CloudWatch through the log (EMF)"))
     metrics_namespace: str = field(default="Emberpool", metadata=_help("CloudWatch namespace of the metrics"))
+    metrics_service: str = field(
+        default="emberpool-proxy", metadata=_help("CloudWatch dimension `Service`: the same for all tasks of a fleet")
+    )
     balancer_notice_seconds: float = field(
         default=0.0, metadata=_help("time in a drain for the balancer to notice, before clients are closed")
     )

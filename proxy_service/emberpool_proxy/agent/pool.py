@@ -29,6 +29,7 @@ from emberpool_proxy.settings import ProxySettings
 from emberpool_proxy.tls.client_certificate import ClientCertificate
 from emberpool_proxy.tls.pem import CertificateFiles
 from emberpool_proxy.tls.published_ca import PublishedCa
+from emberpool_proxy.tls.shared_authority import OwnAuthority
 
 LOAD_AGAIN_SECONDS = 5.0  # an agent that started again and cannot read its secrets yet
 
@@ -47,7 +48,12 @@ class Pool:
         self._aws = AwsCalls()
         self._rendering = Rendering(settings, state.agent_verifier, Known(first_peer_id=state.first_peer_id))
         self._credentials = Credentials(settings, self._aws, earlier_users=state.client_users)
-        self._certificate = None if settings.client_tls_mode == "disable" else ClientCertificate(settings, self._aws)
+        self._own_authority = OwnAuthority(kept=state.own_authority)
+        self._certificate = (
+            None
+            if settings.client_tls_mode == "disable"
+            else ClientCertificate(settings, self._aws, own=self._own_authority)
+        )
         arns = tuple(dict.fromkeys(spec.secret_arn for spec in client_specs(settings) if spec.secret_arn))
         self._published_ca = PublishedCa(self._aws, arns, settings.credentials_check_seconds)
         self._fleet = Fleet(settings)
@@ -119,6 +125,7 @@ class Pool:
     async def _new_certificate(self, certificate: CertificateFiles) -> None:
         if not await self._rendering.change(self._engines, lambda known: replace(known, certificate=certificate)):
             raise ProxyError("pgbouncer did not read the new files")
+        self._keep_state()
         await self._published_ca.publish(certificate.ca_pem)
 
     async def _new_peers(self, peers: tuple[Peer, ...]) -> None:
@@ -127,7 +134,12 @@ class Pool:
     def _keep_state(self) -> None:
         known = self._rendering.known
         users = tuple(client.name for client in known.snapshot.clients) if known.snapshot else ()
-        state = replace(self._state, first_peer_id=known.first_peer_id, client_users=users)
+        state = replace(
+            self._state,
+            first_peer_id=known.first_peer_id,
+            client_users=users,
+            own_authority=self._own_authority.to_keep(),
+        )
         if state != self._state:
             state.write(self._folder)
             self._state = state

@@ -1,8 +1,8 @@
 """Who has given too many wrong passwords, and for how long PgBouncer should not even ask. Pure.
 
 What is counted is the pair of address and user, and what is refused is that pair only: a wrong password of one user
-never locks out another one. Behind a load balancer that hides its clients' addresses, or one shared network interface of
-many functions, good and bad clients of a user have the same address: a pair that has a good client connected is
+never locks out another one. Behind a load balancer that hides its clients' addresses, or one network interface that
+many functions share, good and bad clients of a user have the same address: a pair that has a good client connected is
 therefore never refused. What a refusal is worth there is little anyway: it saves PgBouncer 0.07 ms of SCRAM, after the
 TLS handshake; passwords that we generate cannot be guessed at any speed. It is for those that people choose.
 """
@@ -56,11 +56,15 @@ class LoginFailures:
 
     def refuse(self, pair: Pair, now: float) -> None:
         """Refuse a pair from now on; its earlier failures are forgotten, so that it starts afresh afterwards."""
-        self._failed_at.pop(pair, None)
+        self.forget(pair)
         self._refused_until.pop(pair, None)
         self._refused_until[pair] = now + self._refused_seconds
         if len(self._refused_until) > self._most_pairs:
             del self._refused_until[next(iter(self._refused_until))]
+
+    def forget(self, pair: Pair) -> None:
+        """Start counting afresh for a pair."""
+        self._failed_at.pop(pair, None)
 
     def refused(self, now: float) -> tuple[Pair, ...]:
         """Return the pairs that are refused now, in a stable order."""

@@ -67,6 +67,7 @@ class LoginGuard:
         for pair in sorted(pairs):
             fields = {"address": pair.address, "user": pair.user}
             if pair in good:
+                self._failures.forget(pair)
                 logger.warning(
                     "many wrong passwords from an address that has good clients of the same user, too: not refused",
                     extra={"fields": fields},

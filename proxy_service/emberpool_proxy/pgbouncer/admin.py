@@ -6,7 +6,11 @@ SHOW CLIENTS and SERVERS one a connection. What the rows hold is rows'.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import os
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,6 +35,8 @@ from emberpool_proxy.pgbouncer.rows import (
 )
 
 CONNECT_SECONDS = 3
+LENGTH_AND_END_BYTES = 5  # of a simple query
+ANSWER_BYTES = 65_536
 WAKE_SECONDS = 1.0  # psycopg looks for interrupts this often while it waits
 
 Row = TypeVar("Row")
@@ -75,38 +81,31 @@ class _Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
 class AdminConsole:
     """One connection to the console, held open: PgBouncer 1.24 closes its socket as soon as it shuts down.
 
-    Commands wait for one another. Bound each with asyncio.timeout(): a cancelled command closes the connection.
-    Raises CommandRefused when PgBouncer answers with an error, and psycopg.OperationalError when the connection is
-    gone.
+    Commands wait for one another. Bound each with asyncio.timeout(): a cancelled command costs its connection, and the
+    next one opens another. Raises CommandRefused when PgBouncer answers with an error, and psycopg.OperationalError
+    when the connection is gone or none can be opened.
     """
 
-    def __init__(self, connection: _Connection, open_another: Callable[[], Any]) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[_Connection]], connection: _Connection) -> None:
+        self._connect = connect
         self._connection = connection
-        self._open_another = open_another
+        self._was_cancelled = False
+        # Commands of several tasks: the next one must not find the connection of one that is being cancelled.
+        self._turn = asyncio.Lock()
 
     @classmethod
     async def open(cls, socket_folder: str, port: int, password: str) -> AdminConsole:
         """Log in at the console of the PgBouncer whose socket is in `socket_folder`."""
-        connection = await _Connection.connect(
-            host=socket_folder,
-            port=port,
-            user=AGENT_USER,
-            password=password,
-            dbname=ADMIN_DATABASE,
-            autocommit=True,  # the console knows no transactions
-            prepare_threshold=None,  # and only the simple protocol
-            connect_timeout=CONNECT_SECONDS,
-            gssencmode="disable",
-            sslmode="disable",
-            row_factory=tuple_row,
-        )
-        connection.adapters.register_loader("numeric", _IntegerLoader)
-        return cls(connection, lambda: cls.open(socket_folder, port, password))
+
+        async def connect() -> _Connection:
+            return await _open_connection(socket_folder, port, password)
+
+        return cls(connect, await connect())
 
     @property
     def is_open(self) -> bool:
-        """Whether a command can still be given: not after close(), a cancelled command or PgBouncer's end."""
-        return not self._connection.closed
+        """Whether a command can still be given: not after close() or PgBouncer's end."""
+        return self._was_cancelled or not self._connection.closed
 
     # --- what is cheap enough for a tick
 
@@ -129,6 +128,10 @@ class AdminConsole:
     async def show_databases(self) -> list[DatabaseRow]:
         """Return the databases and whether they are paused, the console's own among them."""
         return await self._show("DATABASES", DatabaseRow)
+
+    async def show_state(self) -> str:
+        """Return `active`, `paused` (all of it; a paused database is show_databases') or `suspended`."""
+        return next(str(name) for name, is_so in await self._run("SHOW STATE") if is_so == "yes")
 
     async def count_clients(self) -> ClientCount:
         """Count the clients of all pools but the console's own."""
@@ -177,7 +180,8 @@ class AdminConsole:
         The pause is in force at once, also when this is cancelled; it returns when the last transaction has ended.
         Meanwhile this console takes other commands: the pause has a connection of its own.
         """
-        async with await self._open_another() as other:
+        connection = await self._connect()
+        async with AdminConsole(self._connect, connection) as other:
             await other._run(_with_database("PAUSE", database))
 
     async def resume(self, database: str | None = None) -> None:
@@ -200,6 +204,24 @@ class AdminConsole:
         """Take no new connection from now on, and end PgBouncer once the last client has left by itself."""
         await self._run("SHUTDOWN WAIT_FOR_CLIENTS")
 
+    def send(self, *commands: str) -> None:
+        """Give commands in one packet, without waiting: nothing that a client does comes between them.
+
+        For a console that is used for nothing else; the answers are dropped. Raises psycopg.OperationalError.
+        """
+        packet = b"".join(
+            b"Q" + struct.pack("!I", len(command) + LENGTH_AND_END_BYTES) + command.encode() + b"\0"
+            for command in commands
+        )
+        descriptor = self._connection.fileno()
+        try:
+            with suppress(BlockingIOError):
+                while os.read(descriptor, ANSWER_BYTES):
+                    pass
+            os.write(descriptor, packet)
+        except OSError as error:
+            raise psycopg.OperationalError(f"PgBouncer's console is gone: {error.strerror}") from error
+
     async def close(self) -> None:
         """Close the connection; PgBouncer goes on."""
         await self._connection.close()
@@ -219,17 +241,43 @@ class AdminConsole:
         return [make(row) for row in rows]
 
     async def _run(self, command: str, columns: list[str] | None = None) -> Sequence[tuple[Any, ...]]:
-        try:
-            cursor = await self._connection.execute(command.encode())
-            if cursor.description is None:
-                return []
-            if columns is not None:
-                columns.extend(column.name for column in cursor.description)
-            return await cursor.fetchall()
-        except psycopg.Error as error:
-            if self._connection.closed:
+        async with self._turn:
+            if self._was_cancelled:
+                await self._connection.close()
+                self._connection = await self._connect()
+                self._was_cancelled = False
+            try:
+                cursor = await self._connection.execute(command.encode())
+                if cursor.description is None:
+                    return []
+                if columns is not None:
+                    columns.extend(column.name for column in cursor.description)
+                return await cursor.fetchall()
+            except asyncio.CancelledError:
+                self._was_cancelled = True
                 raise
-            raise CommandRefused(f"PgBouncer refused {command}: {error}") from error
+            except psycopg.Error as error:
+                if self._connection.closed:
+                    raise
+                raise CommandRefused(f"PgBouncer refused {command}: {error}") from error
+
+
+async def _open_connection(socket_folder: str, port: int, password: str) -> _Connection:
+    connection = await _Connection.connect(
+        host=socket_folder,
+        port=port,
+        user=AGENT_USER,
+        password=password,
+        dbname=ADMIN_DATABASE,
+        autocommit=True,  # the console knows no transactions
+        prepare_threshold=None,  # and only the simple protocol
+        connect_timeout=CONNECT_SECONDS,
+        gssencmode="disable",
+        sslmode="disable",
+        row_factory=tuple_row,
+    )
+    connection.adapters.register_loader("numeric", _IntegerLoader)
+    return connection
 
 
 def _with_database(command: str, database: str | None) -> str:

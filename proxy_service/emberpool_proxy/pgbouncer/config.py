@@ -25,6 +25,7 @@ PEERS_FILE = "peers.ini"
 CERTIFICATE_FILE = "client.crt"
 KEY_FILE = "client.key"
 CLIENT_CA_FILE = "ca.crt"  # what clients on the same machine verify by; in the run folder itself
+AGENT_CONSOLES = 4  # they count as clients: what it watches by, and those of commands that block
 PEER_POOL_SIZE = 4  # cancel requests are rare and short
 
 
@@ -114,7 +115,7 @@ def _ini(settings: ProxySettings, identity: EngineIdentity, snapshot: Snapshot) 
         f"default_pool_size = {share}",
         # The budget: default_pool_size counts per user, this one all of an entry's; PgBouncer has none for all entries.
         f"max_db_connections = {_share_of_entry(share, len(snapshot.entries))}",
-        f"max_client_conn = {settings.max_client_connections}",
+        f"max_client_conn = {settings.max_client_connections + AGENT_CONSOLES}",
         f"query_wait_timeout = {settings.query_wait_seconds:g}",
         f"idle_transaction_timeout = {settings.idle_transaction_seconds:g}",
         *_tls(settings, run),
@@ -198,7 +199,8 @@ def _auth_file(snapshot: Snapshot, agent_verifier: str) -> str:
 def _hba(settings: ProxySettings, snapshot: Snapshot, rejected: tuple[str, ...]) -> str:
     host = "host" if settings.client_tls_mode == "disable" else "hostssl"
     rows = (
-        f"local {ADMIN_DATABASE} {AGENT_USER} scram-sha-256",
+        # The console, and its question through each pool whether the database is back and writable.
+        f"local all {AGENT_USER} scram-sha-256",
         "local all all reject",
         f"host {ADMIN_DATABASE} all all reject",
         *(f"host all {_quoted(role)} all reject" for role in sorted(snapshot.database_logins)),

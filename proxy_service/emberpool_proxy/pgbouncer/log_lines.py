@@ -226,13 +226,15 @@ def _client_event(line: LogLine) -> Event | None:
     if reason.startswith(CACHED_ERROR):
         cached = reason.removeprefix(CACHED_ERROR).removesuffix(" (server_login_retry)")
         return ServerUnreachable(line.database, "", "", cached) if cached.startswith(UNREACHABLE) else None
+    cause = _refusal_cause(reason)
+    return ClientLoginFailed(*about, cause) if cause else None
+
+
+def _refusal_cause(reason: str) -> Cause | None:
     # The database's own words, passed on to clients that waited for its login, are told by a line of their own.
     if REFUSED_CREDENTIALS.match(reason) or QUOTED_DATABASE.match(reason):
         return None
-    for beginning, cause in REFUSALS:
-        if reason.startswith(beginning):
-            return ClientLoginFailed(*about, cause)
-    return None
+    return next((cause for beginning, cause in REFUSALS if reason.startswith(beginning)), None)
 
 
 def _server_event(line: LogLine) -> Event | None:

@@ -26,12 +26,18 @@ SAY_AGAIN = timedelta(days=1)
 class ClientCertificate:
     """The certificate for clients by the settings: from files, a secret, or signed here by a CA.
 
-    The constructor opens nothing. `now` is the clock, for tests.
+    The constructor opens nothing. `own` signs when the settings name nothing; `now` is the clock, for tests.
     """
 
-    def __init__(self, settings: ProxySettings, secrets: Secrets, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        settings: ProxySettings,
+        secrets: Secrets,
+        now: Callable[[], datetime] = utc_now,
+        own: OwnAuthority | None = None,
+    ) -> None:
         self._host_names = tuple(name for each in settings.client_tls_host_names.split(",") if (name := each.strip()))
-        self._source, self._check_seconds = _source(settings, secrets, self._host_names, now)
+        self._source, self._check_seconds = _source(settings, secrets, self._host_names, now, own)
         self._now = now
         self._current: CertificateFiles | None = None
         self._said: dict[str, datetime] = {}
@@ -96,7 +102,11 @@ class ClientCertificate:
 
 
 def _source(
-    settings: ProxySettings, secrets: Secrets, host_names: tuple[str, ...], now: Callable[[], datetime]
+    settings: ProxySettings,
+    secrets: Secrets,
+    host_names: tuple[str, ...],
+    now: Callable[[], datetime],
+    own: OwnAuthority | None,
 ) -> tuple[Source, float]:
     """Return the source, and how often to look at it in seconds."""
     if settings.client_tls_cert_file:
@@ -107,4 +117,4 @@ def _source(
     if settings.client_ca_secret_arn:
         shared = SharedAuthority(secrets, settings.client_ca_secret_arn, now)
         return AuthoritySource(shared, host_names), settings.credentials_check_seconds
-    return AuthoritySource(OwnAuthority(now), host_names), settings.credentials_check_seconds
+    return AuthoritySource(own or OwnAuthority(now), host_names), settings.credentials_check_seconds

@@ -17,7 +17,7 @@ from typing import Protocol
 from emberpool_proxy.aws import SecretVersion
 from emberpool_proxy.errors import CertificateUnusable, SecretAlreadyWritten
 from emberpool_proxy.log import logger
-from emberpool_proxy.tls.authority import Authority, utc_now
+from emberpool_proxy.tls.authority import utc_now
 from emberpool_proxy.tls.generations import Generations, from_secret, renewed, to_secret
 
 ROUNDS = 8
@@ -79,11 +79,15 @@ class SharedAuthority:
 
 
 class OwnAuthority:
-    """A CA of this process alone, for local use: it is gone with the process."""
+    """A CA of this task alone, for local use. `kept` is what `to_keep` of an agent before this one returned."""
 
-    def __init__(self, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, now: Callable[[], datetime] = utc_now, kept: str = "") -> None:
         self._now = now
-        self._generations: tuple[Authority, ...] = ()
+        self._generations: Generations = from_secret(kept, "the CA that was kept") if kept else ()
+
+    def to_keep(self) -> str:
+        """Return what the next agent of this task needs, so that clients need not learn another CA. A secret."""
+        return to_secret(self._generations) if self._generations else ""
 
     async def load(self) -> Generations:
         """Return the generations."""
