@@ -41,6 +41,8 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_server_connections", 1, 10_000),
     ("max_client_connections", 1, 100_000),
     ("query_wait_seconds", 0.5, 900),
+    ("query_timeout_seconds", 0, 86_400),
+    ("client_login_seconds", 1, 900),
     ("idle_transaction_seconds", 0, 86_400),
     ("agent_tick_seconds", 0.1, 60),
     ("balancer_notice_seconds", 0, 100),
@@ -126,6 +128,13 @@ class ProxySettings:
     max_server_connections: int = field(default=20, metadata=_help("this task's share of the budget"))
     max_client_connections: int = field(default=8000, metadata=_help("functions that may be connected"))
     query_wait_seconds: float = field(default=10.0, metadata=_help("longest wait for a server connection"))
+    query_timeout_seconds: float = field(
+        default=900.0,  # a function's own limit; a client that hangs in mid-message holds a server connection, too
+        metadata=_help("a statement that takes longer is ended; 0: never"),
+    )
+    client_login_seconds: float = field(
+        default=60.0, metadata=_help("a client that has not logged in by then is closed, unless it waits in line")
+    )
     idle_transaction_seconds: float = field(
         default=15.0,  # a frozen environment must not pin a server connection
         metadata=_help("a transaction that is idle for longer is ended; 0: never"),

@@ -48,12 +48,14 @@ class Withdrawable(Protocol):
 class Choice:
     """PgBouncer's `client_idle_timeout` for one step of the drain: it closes who has been idle for longer.
 
-    `clients` is how many there were then, `share` how many of them should be closed in this step.
+    `clients` is how many there were then, `share` how many of them should be closed in this step. `bias` corrects the
+    ages that are seen, by what the steps before have closed.
     """
 
     idle_seconds: float
     clients: int
     share: float
+    bias: float = 1.0
 
 
 def choose(idle: Sequence[int], busy: int, steps_left: int, last: Choice | None, rng: random.Random) -> Choice:
@@ -67,12 +69,19 @@ def choose(idle: Sequence[int], busy: int, steps_left: int, last: Choice | None,
     if steps_left <= 1:
         return Choice(SHORTEST_IDLE_SECONDS, clients, clients)
     share = clients / steps_left * rng.uniform(0.5, 1.5)
-    seconds = _age_of_share(idle, share)
-    if last and last.idle_seconds <= 1.0 and seconds <= 1.0:
-        # Ages below a second cannot be seen: feel the way down by what the last step closed.
-        closed = last.clients - clients
-        seconds = min(seconds, last.idle_seconds if closed >= last.share else last.idle_seconds / 2)
-    return Choice(max(seconds, SHORTEST_IDLE_SECONDS), clients, share)
+    # Ages are seen by the second only: clients that are never idle for long are found by feeling the way down.
+    bias = last.bias * _correction(last.clients - clients, last.share) if last else 1.0
+    bias = min(max(bias, SHORTEST_IDLE_SECONDS), 1.0)
+    return Choice(max(_age_of_share(idle, share) * bias, SHORTEST_IDLE_SECONDS), clients, share, bias)
+
+
+def _correction(closed: int, share: float) -> float:
+    """Return by what to multiply the timeout after a step that closed so many instead of its share."""
+    if closed <= 0:
+        return 0.6
+    if closed < share / 2:
+        return 0.85
+    return 1.2 if closed > share * 1.5 else 1.0
 
 
 def _age_of_share(idle: Sequence[int], share: float) -> float:

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from psycopg.rows import TupleRow
 
+from emberpool_proxy.agent.pool_connection import PoolConnection
 from emberpool_proxy.control import Channel, EngineAnswers, EngineState, KillEngine
 from emberpool_proxy.log import logger
 from emberpool_proxy.pgbouncer.admin import AdminConsole
-from emberpool_proxy.pgbouncer.config import AGENT_USER
 from emberpool_proxy.pgbouncer.log_lines import Event, event_of
 from emberpool_proxy.settings import ProxySettings
 
 ANSWER_SECONDS = 3.0
-PROBE_NAME = "emberpool-probe"  # as pg_stat_activity shows the agent's own questions
 PROBE_SECONDS = 0.02
 START_SECONDS = 10.0  # longest wait for the console of a process that has just started
 
@@ -93,23 +91,9 @@ class Engines:
         """Open one more console of `engine`, for a command that may block. Raises psycopg.OperationalError."""
         return await AdminConsole.open(str(engine.folder), self._settings.client_port, self._agent_password)
 
-    async def connect_to_pool(self, engine: Engine, database: str) -> psycopg.AsyncConnection[TupleRow]:
-        """Log in as a client of one of the pools of `engine`, to ask the database something through it.
-
-        Raises psycopg.OperationalError. While the pool is paused its first query waits in line, as a client's does.
-        """
-        return await psycopg.AsyncConnection.connect(
-            host=str(engine.folder),
-            port=self._settings.client_port,
-            user=AGENT_USER,
-            password=self._agent_password,
-            dbname=database,
-            autocommit=True,
-            prepare_threshold=None,
-            application_name=PROBE_NAME,
-            gssencmode="disable",
-            sslmode="disable",
-        )
+    async def connect_to_pool(self, engine: Engine, database: str) -> PoolConnection:
+        """Log in as a client of one of the pools of `engine`. Raises psycopg.OperationalError."""
+        return await PoolConnection.open(engine.folder, self._settings.client_port, self._agent_password, database)
 
     async def for_each(
         self, act: Callable[[AdminConsole], Awaitable[object]], within_seconds: float = ANSWER_SECONDS

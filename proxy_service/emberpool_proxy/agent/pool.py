@@ -6,11 +6,16 @@ Composes the parts; each of them owns its subject: credentials, certificate, fle
 from __future__ import annotations
 
 import asyncio
+import socket
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+
+from aiohttp import web
 
 from emberpool_proxy.agent.drain import Drain
 from emberpool_proxy.agent.engines import Engines
-from emberpool_proxy.agent.fleet import Fleet
+from emberpool_proxy.agent.fleet import PEERS_PATH, Fleet
+from emberpool_proxy.agent.refusals import Refusals
 from emberpool_proxy.agent.registration import Registration
 from emberpool_proxy.agent.rendering import Known, Rendering
 from emberpool_proxy.agent.state_file import AgentState
@@ -21,11 +26,13 @@ from emberpool_proxy.credentials.snapshot import Snapshot
 from emberpool_proxy.credentials.watch import Credentials
 from emberpool_proxy.errors import ProxyError
 from emberpool_proxy.first_to_end import first_to_end
-from emberpool_proxy.health import Health
+from emberpool_proxy.health import Health, serve_health
 from emberpool_proxy.log import logger
 from emberpool_proxy.pgbouncer.config import Peer
+from emberpool_proxy.pgbouncer.log_lines import ClientLoginFailed, Event, ServerLoginFailed
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings
+from emberpool_proxy.telemetry import Telemetry
 from emberpool_proxy.tls.client_certificate import ClientCertificate
 from emberpool_proxy.tls.pem import CertificateFiles
 from emberpool_proxy.tls.published_ca import PublishedCa
@@ -57,7 +64,19 @@ class Pool:
         arns = tuple(dict.fromkeys(spec.secret_arn for spec in client_specs(settings) if spec.secret_arn))
         self._published_ca = PublishedCa(self._aws, arns, settings.credentials_check_seconds)
         self._fleet = Fleet(settings)
+        self._refusals = Refusals(engines)
         self._drain = Drain(settings, engines, health, Registration(settings, self._aws))
+        self._telemetry = Telemetry(settings, health)
+        self._telemetry.status.add("certificate", self._describe_certificate)
+        self._telemetry.status.add("peers", self._describe_peers)
+        for callback in (self._telemetry.counts.count_event, self._refusals.count, self._tell_credentials):
+            engines.on_log_event(callback)
+
+    def serve(self, sock: socket.socket) -> AbstractAsyncContextManager[None]:
+        """Answer on the health port while the context is open: health, metrics, status, and the other agents."""
+        page, status = self._telemetry.page, self._telemetry.status
+        routes = [web.get(PEERS_PATH, self._fleet.answer), web.post(PEERS_PATH, self._fleet.answer)]
+        return serve_health(sock, self._health, page.render, status.document, routes)
 
     async def prepare(self) -> None:
         """Write the files that PgBouncer starts with. Raises ProxyError when they cannot be known."""
@@ -73,6 +92,8 @@ class Pool:
             watch_engines(self._settings, self._engines, self._health),
             self._fleet.run(self._new_peers),
             self._keep_known(),
+            self._refusals.run(self._new_refusals),
+            self._telemetry.run(),
         )
 
     async def drain(self) -> None:
@@ -130,6 +151,26 @@ class Pool:
 
     async def _new_peers(self, peers: tuple[Peer, ...]) -> None:
         await self._rendering.change(self._engines, lambda known: replace(known, peers=peers))
+
+    async def _new_refusals(self, rows: tuple[str, ...]) -> None:
+        await self._rendering.change(self._engines, lambda known: replace(known, rejected=rows))
+
+    def _tell_credentials(self, _index: int, event: Event) -> None:
+        match event:
+            case ServerLoginFailed():
+                self._credentials.login_failed(event)
+            case ClientLoginFailed(cause="credentials"):
+                self._credentials.client_login_failed(event)
+            case _:
+                pass
+
+    def _describe_certificate(self) -> dict[str, str | None]:
+        expires_at = self._certificate.expires_at if self._certificate else None
+        return {"expires_at": expires_at.isoformat() if expires_at else None}
+
+    def _describe_peers(self) -> list[dict[str, object]]:
+        peers = self._rendering.known.peers
+        return [{"peer_id": peer.peer_id, "host": peer.host, "port": peer.port} for peer in peers]
 
     def _keep_state(self) -> None:
         known = self._rendering.known

@@ -10,7 +10,7 @@ from emberpool_proxy.agent.pool import Pool
 from emberpool_proxy.agent.state_file import AgentState
 from emberpool_proxy.control import BEAT_SECONDS, Beat, Channel, EnginesAre, LogLine, StartEngines
 from emberpool_proxy.first_to_end import first_to_end
-from emberpool_proxy.health import Health, serve_health
+from emberpool_proxy.health import Health
 from emberpool_proxy.log import logger
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings
@@ -32,8 +32,7 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until the pool has drained. Raises ProxyError when it cannot start."""
-        async with serve_health(self._health_socket, self._health):
-            await first_to_end(self._listen(), self._beat(), self._serve())
+        await first_to_end(self._listen(), self._beat(), self._serve())
 
     async def _listen(self) -> None:
         async for message in self._channel.messages():
@@ -51,6 +50,7 @@ class Agent:
     def _take_over(self, word: EnginesAre) -> None:
         if self._engines is None:
             return
+        self._health.agent_restarts = word.agent_restarts
         self._engines.update(word.engines)
         if word.is_draining:
             self._draining.set()
@@ -73,14 +73,15 @@ class Agent:
         engines = Engines(self._settings, state.agent_password, self._channel)
         pool = Pool(self._settings, engines, self._health, state, folder)
         try:
-            if earlier:
-                logger.info("attaching to the pgbouncers that went on", extra={"fields": {"count": len(engines.all)}})
-            else:
-                await pool.prepare()
-                self._channel.send(StartEngines())
-            self._engines = engines
-            self._take_over(self._last_word or first)
-            await first_to_end(pool.keep(), self._drain(pool))
+            async with pool.serve(self._health_socket):
+                if earlier:
+                    logger.info("attaching to what went on", extra={"fields": {"processes": len(engines.all)}})
+                else:
+                    await pool.prepare()
+                    self._channel.send(StartEngines())
+                self._engines = engines
+                self._take_over(self._last_word or first)
+                await first_to_end(pool.keep(), self._drain(pool))
         finally:
             await pool.close()
 

@@ -9,7 +9,7 @@ import psycopg
 from emberpool_proxy.agent.engines import ANSWER_SECONDS, Engine, Engines
 from emberpool_proxy.health import Health
 from emberpool_proxy.log import logger
-from emberpool_proxy.pgbouncer.admin import ClientCount
+from emberpool_proxy.readings import Reading, read
 from emberpool_proxy.settings import ProxySettings
 
 SILENCES_BEFORE_KILL = 3  # a PgBouncer that hangs is worse than one that starts again
@@ -18,21 +18,20 @@ SILENCES_BEFORE_KILL = 3  # a PgBouncer that hangs is worse than one that starts
 async def watch_engines(settings: ProxySettings, engines: Engines, health: Health) -> None:
     """Keep `health` true until cancelled; have a PgBouncer that hangs replaced."""
     while True:
-        counts = await asyncio.gather(*(_look(engines, engine) for engine in engines.all))
+        readings = await asyncio.gather(*(_look(engines, engine) for engine in engines.all))
         health.is_answering = engines.are_answering
         health.restarts = engines.restarts
-        health.client_connections = sum(count.connected for count in counts if count)
-        health.clients_waiting = sum(count.waiting for count in counts if count)
+        health.take(reading for reading in readings if reading)
         await asyncio.sleep(settings.agent_tick_seconds)
 
 
-async def _look(engines: Engines, engine: Engine) -> ClientCount | None:
+async def _look(engines: Engines, engine: Engine) -> Reading | None:
     if engine.console is None:
         return None
     pid = engine.pid
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            count = await engine.console.count_clients()
+            reading = await read(engine.index, engine.console)
     except (psycopg.Error, TimeoutError):
         if engine.pid != pid:
             return None  # it was replaced meanwhile
@@ -42,4 +41,4 @@ async def _look(engines: Engines, engine: Engine) -> ClientCount | None:
             engines.kill(engine)
         return None
     engine.silences = 0
-    return count
+    return reading

@@ -63,6 +63,10 @@ class Role:
         login, verdict = await self._first_accepted([first, self._login])
         return Outcome(is_changed=self._use(login, found), verdict=verdict)
 
+    async def prove(self) -> Verdict:
+        """Ask the database whether it accepts the login in use."""
+        return await self._probe(self._login)
+
     async def mend(self, user: str) -> Outcome:
         """Find the login that the database accepts, after it refused `user`, one of `logins`."""
         found = await self.source.read()

@@ -16,6 +16,7 @@ from emberpool_proxy.log import logger
 # A wrong password must neither lock the role nor hammer Secrets Manager: 0.5, 1, 2, … 30 s between two tries.
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+PROOF_SECONDS = 0.5  # several pools wake at once: one proof is enough for all
 QUIET_SECONDS = 60.0  # without a failed login for so long, the next one is looked at at once again
 JITTER = 0.1  # the tasks of a fleet should not ask at the same moment
 
@@ -67,6 +68,24 @@ class RoleWatch:
         self._pause = Pause()
         self._mended_at = -QUIET_SECONDS
         self._is_source_failing = False
+        self._is_refused = False  # the login in use; while it is being mended
+        self._proven_at = float("-inf")
+        self._proving = asyncio.Lock()
+
+    async def prove(self) -> Verdict:
+        """Say whether the database accepts the login in use; a refused one is mended meanwhile."""
+        async with self._proving:
+            if self._is_refused:
+                return Verdict.REFUSED  # one login after another would lock the role
+            if time.monotonic() - self._proven_at <= PROOF_SECONDS:
+                return Verdict.ACCEPTED
+            verdict = await self.role.prove()
+            if verdict is Verdict.ACCEPTED:
+                self._proven_at = time.monotonic()
+            elif verdict is Verdict.REFUSED:
+                self._is_refused = True
+                self.login_failed(self.role.user)
+            return verdict
 
     def login_failed(self, user: str) -> None:
         """Look at once: the database refused `user`, one of the role's logins."""
@@ -114,8 +133,10 @@ class RoleWatch:
                 if outcome and outcome.is_changed:
                     await publish()
                 if outcome and outcome.verdict is not Verdict.REFUSED:
+                    self._is_refused = False
                     self._tell_mended(outcome)
                     break
+                self._is_refused = True
                 if not is_told:
                     self._tell_refused()
                     is_told = True

@@ -15,7 +15,7 @@ from pathlib import Path
 from emberpool_proxy.aws import AwsCalls
 from emberpool_proxy.credentials.client_secrets import ClientSecret, VerifierCache
 from emberpool_proxy.credentials.client_specs import ClientSpec, client_specs
-from emberpool_proxy.credentials.probe import LoginProbe
+from emberpool_proxy.credentials.probe import LoginProbe, Verdict
 from emberpool_proxy.credentials.role import Probe, Role
 from emberpool_proxy.credentials.role_sources import (
     FileSource,
@@ -99,6 +99,10 @@ class Credentials:
         for watch in self._roles:
             if not event.user or event.user in watch.role.logins:
                 watch.login_failed(event.user or watch.role.user)
+
+    async def prove(self, entry: str) -> Verdict:
+        """Ask the database whether it accepts the login of a [databases] entry; a refused one is mended meanwhile."""
+        return await next(watch for watch in self._roles if entry in watch.entries).prove()
 
     def client_login_failed(self, event: ClientLoginFailed) -> None:
         """Look soon: a client was refused, perhaps because its password is newer than ours."""

@@ -117,7 +117,10 @@ def _ini(settings: ProxySettings, identity: EngineIdentity, snapshot: Snapshot) 
         f"max_db_connections = {_share_of_entry(share, len(snapshot.entries))}",
         f"max_client_conn = {settings.max_client_connections + AGENT_CONSOLES}",
         f"query_wait_timeout = {settings.query_wait_seconds:g}",
+        f"query_timeout = {settings.query_timeout_seconds:g}",
         f"idle_transaction_timeout = {settings.idle_transaction_seconds:g}",
+        # A login waits for the database too: PgBouncer greets nobody before it has one connection.
+        f"client_login_timeout = {max(settings.client_login_seconds, settings.query_wait_seconds + 1):g}",
         *_tls(settings, run),
         *session_lines(settings),
         *(f"{name} = {value}" for name, value, _ in CHANGED_DEFAULTS),

@@ -1,0 +1,104 @@
+"""Asks the database how it is by a login of our own, straight to it: one short connection, and none is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import socket
+from collections import deque
+from collections.abc import Callable
+
+import psycopg
+
+from emberpool_proxy.agent.database_state import Answer
+from emberpool_proxy.agent.pool_connection import PROBE_NAME
+from emberpool_proxy.pgbouncer.config import SYSTEM_CA_FILE
+from emberpool_proxy.settings import ProxySettings
+
+QUESTION = "select pg_is_in_recovery()"
+# libpq bounds a connect in whole seconds and from 2 up. A TLS login across zones takes 50 ms, after a restart some 100s.
+PROBE_DEADLINE_SECONDS = 1.5
+RESOLVE_SECONDS = 1.0
+KEPT_RESOLUTIONS = 3  # a name with many addresses may be answered with another part of them each time
+
+# The database's own words, and PgBouncer's, for "nobody can log in now" (SQLSTATE 57P01 to 57P03).
+AWAY_WORDS = re.compile(
+    r"starting up|shutting down|is not (?:yet )?accepting connections|in recovery mode|not currently accepting"
+    r"|terminating connection|recovery state has not been yet reached|hot standby mode is disabled"
+)
+# libpq puts no SQLSTATE on a refused login; a server that says no to us is there.
+SAID_NO = re.compile(r"FATAL:|SSL|authentication|SCRAM|channel binding")
+
+
+class DatabaseProbe:
+    """Asks the database of `settings`. `credentials` is called for each login and returns (user, password)."""
+
+    def __init__(self, settings: ProxySettings, credentials: Callable[[], tuple[str, str]]) -> None:
+        self._settings = settings
+        self._credentials = credentials
+        self._resolutions: deque[frozenset[str]] = deque(maxlen=KEPT_RESOLUTIONS)
+
+    async def ask(self) -> tuple[Answer, str]:
+        """Return what the database answers within PROBE_DEADLINE_SECONDS, and its words if it is not well."""
+        try:
+            async with asyncio.timeout(PROBE_DEADLINE_SECONDS):
+                connection = await self._connect()
+                try:
+                    return answer_of(await (await connection.execute(QUESTION)).fetchone()), ""
+                finally:
+                    await connection.close()
+        except TimeoutError:
+            return Answer.SILENT, f"no answer within {PROBE_DEADLINE_SECONDS:g} s"
+        except (psycopg.Error, OSError) as error:
+            words = " ".join(str(error).split()) or type(error).__name__
+            return _meaning(words), words
+
+    async def addresses(self) -> frozenset[str]:
+        """Return the addresses that the database's name had of late; empty when it has none, or is no name."""
+        host = self._settings.database_host
+        if host.startswith("/") or _is_address(host):
+            return frozenset()
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except (OSError, TimeoutError):
+            return frozenset()
+        self._resolutions.append(frozenset(str(address[0]) for *_, address in found))
+        return frozenset().union(*self._resolutions)
+
+    async def _connect(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
+        settings = self._settings
+        user, password = self._credentials()
+        return await psycopg.AsyncConnection.connect(
+            host=settings.database_host,
+            port=settings.database_port,
+            dbname=settings.database_name,
+            user=user,
+            password=password,
+            autocommit=True,
+            prepare_threshold=None,
+            application_name=PROBE_NAME,
+            gssencmode="disable",
+            sslmode=settings.server_tls_mode,
+            sslrootcert=settings.server_tls_ca_file or SYSTEM_CA_FILE,
+        )
+
+
+def answer_of(row: tuple[object, ...] | None) -> Answer:
+    """Return what the answer to QUESTION means."""
+    return Answer.READ_ONLY if row == (True,) else Answer.WRITABLE
+
+
+def _meaning(words: str) -> Answer:
+    if AWAY_WORDS.search(words):
+        return Answer.AWAY
+    return Answer.REFUSED if SAID_NO.search(words) else Answer.AWAY
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
