@@ -16,7 +16,7 @@ os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "20")
 try:
     from emberpool_cdk import LayerBuildFailed, SourceMissing
     from emberpool_cdk.layer_build import MACHINES, RUNTIMES, LayerBuild
-    from emberpool_cdk.layer_zip import write_zip
+    from layer_zip import write_zip
 except ModuleNotFoundError as missing:
     sys.exit(f"emberpool: the Python package {missing.name} is missing; run `make layer`, which installs it")
 

@@ -5,12 +5,16 @@ A test makes its own database (`create_role_and_database`) rather than count on 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from emberpool_local.pgbouncer.program import PgbouncerProgram, find_pgbouncer
 from emberpool_local.postgres.server import EmbeddedPostgres
+
+from .local_lambda import NewFleet, fleet_of
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +28,9 @@ def postgres() -> Iterator[EmbeddedPostgres]:
 def pgbouncer_program() -> PgbouncerProgram:
     """The PgBouncer program, built before the first test that wants it (once per machine)."""
     return find_pgbouncer()
+
+
+@pytest.fixture
+def new_fleet(tmp_path: Path) -> NewFleet:
+    """What makes a fleet of a handler's source, in the test's own folder; see `fleet_of`."""
+    return functools.partial(fleet_of, tmp_path)

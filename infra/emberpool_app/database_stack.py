@@ -42,8 +42,7 @@ class DatabaseStack(Stack):
             instance_type=ec2.InstanceType.of(ec2.InstanceClass.BURSTABLE4_GRAVITON, ec2.InstanceSize.MICRO),
             vpc=vpc,
             vpc_subnets=subnets,
-            # A secret of ours and not RDS's managed one: that one is rotated weekly, and ECS reads secrets only when
-            # a task starts.
+            # A secret of ours, rotated when you say so. The tasks would follow RDS's managed one, too.
             credentials=rds.Credentials.from_generated_secret("emberpool_owner"),
             database_name=database_name,
             allocated_storage=20,

@@ -1,6 +1,8 @@
-"""The proxy's container in its task definition: image, environment, secrets, health check and what it may write to."""
+"""The proxy's container in its task definition: image, environment, health check and what it may write to."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from aws_cdk import (
     Duration,
@@ -17,9 +19,6 @@ from aws_cdk import (
 from aws_cdk import (
     aws_logs as logs,
 )
-from aws_cdk import (
-    aws_secretsmanager as secretsmanager,
-)
 from constructs import Construct
 
 from emberpool_cdk.pool_database import PoolDatabase
@@ -34,40 +33,46 @@ READY_PATH = "/readyz"  # should it get new connections: else the load balancer 
 STOP_TIMEOUT_SECONDS = 120  # Fargate's longest; the proxy's own stop_seconds is shorter
 
 
-def environment(database: PoolDatabase, *, max_server_connections: int) -> dict[str, str]:
-    """Return the proxy's settings that are no secrets, by the names that it reads."""
+def environment(
+    database: PoolDatabase,
+    *,
+    client_secret_arn: str,
+    ca_secret_arn: str,
+    host_names: Sequence[str],
+    fleet_name: str,
+    max_server_connections: int,
+    processes: int,
+) -> dict[str, str]:
+    """Return the proxy's settings by the names that it reads. None is a secret: the tasks read those by their ARNs.
+
+    So a rotated password needs no new task. `host_names` are those that clients connect to.
+    """
     port = database.port
     values = {
         "database_host": database.host,
         "database_name": database.name,
         "database_port": Tokenization.stringify_number(port) if Token.is_unresolved(port) else str(port),
+        "database_secret_arn": database.secret.secret_arn,
         "server_tls_mode": "verify-full",
         "server_tls_ca_file": CA_FILE,
+        "client_secret_arn": client_secret_arn,
         "client_tls_mode": "require",
+        "client_ca_secret_arn": ca_secret_arn,
+        "client_tls_host_names": ",".join(host_names),
         "client_port": str(CLIENT_PORT),
         "health_port": str(HEALTH_PORT),
+        "fleet_name": fleet_name,
         "max_server_connections": str(max_server_connections),
+        "pgbouncer_processes": str(processes),
     }
     return {variable(name): value for name, value in values.items()}
-
-
-def secrets(database: PoolDatabase, client_secret: secretsmanager.ISecret) -> dict[str, ecs.Secret]:
-    """Return the settings that ECS fills in when a task starts; the template holds only their ARNs."""
-    return {
-        variable("database_user"): ecs.Secret.from_secrets_manager(database.secret, "username"),
-        variable("database_password"): ecs.Secret.from_secrets_manager(database.secret, "password"),
-        variable("client_user"): ecs.Secret.from_secrets_manager(client_secret, "username"),
-        variable("client_password"): ecs.Secret.from_secrets_manager(client_secret, "password"),
-    }
 
 
 def add_proxy_container(
     scope: Construct,
     task: ecs.FargateTaskDefinition,
     *,
-    database: PoolDatabase,
-    client_secret: secretsmanager.ISecret,
-    max_server_connections: int,
+    environment: Mapping[str, str],
     architecture: str,
     log_retention: logs.RetentionDays,
 ) -> ecs.ContainerDefinition:
@@ -76,8 +81,7 @@ def add_proxy_container(
     container = task.add_container(
         CONTAINER_NAME,
         image=_image(scope, architecture),
-        environment=environment(database, max_server_connections=max_server_connections),
-        secrets=secrets(database, client_secret),
+        environment=environment,
         user=CONTAINER_USER,
         readonly_root_filesystem=True,
         stop_timeout=Duration.seconds(STOP_TIMEOUT_SECONDS),

@@ -19,7 +19,14 @@ Outcome = Literal["committed", "aborted", "unknown"]
 
 ASK_AGAIN_SECONDS = 0.05
 LONGEST_ASKING_SECONDS = 10.0  # without a deadline
+INTRANS = TransactionStatus.INTRANS
 COMMIT_PATIENCE_SECONDS = 1.0  # for a thread of the handler's that is about to end
+
+CLOSED_IN_TRANSACTION = (
+    "the handler closed the connection inside its transaction, so what it did was rolled back although it returned "
+    "without an error: leave out connection.close(), as the layer commits when the handler returns and keeps the "
+    "connection, or call connection.commit() before it"
+)
 
 
 def commit(warm: WarmConnection, connection: SessionConnection, deadline: Deadline, resolve: bool) -> None:
@@ -28,22 +35,7 @@ def commit(warm: WarmConnection, connection: SessionConnection, deadline: Deadli
     With `resolve` a connection that is lost meanwhile is looked into on a new one. Raises ConnectionUnavailable (lost
     before the commit), TransactionAborted, CommitOutcomeUnknown, or NotCommitted.
     """
-    if _is_lost(connection):
-        raise ConnectionUnavailable("the connection was lost during the handler: its transaction was rolled back")
-    if connection.closed:
-        return  # the handler closed it, for example by `with connection:`, which commits
-    if connection.is_held(COMMIT_PATIENCE_SECONDS):
-        raise TransactionAborted(
-            "the handler returned while a stream, a COPY or another thread still used the connection, so its "
-            "transaction was rolled back; end those first, best by `with` or contextlib.closing()"
-        )
-    if connection.pgconn.transaction_status == TransactionStatus.INERROR:
-        # COMMIT would answer ROLLBACK without an error, and the invocation would acknowledge lost work.
-        raise TransactionAborted(
-            "a statement of this invocation failed, so its transaction was rolled back; wrap a statement that may "
-            "fail in `with connection.transaction():`"
-        )
-    if connection.pgconn.transaction_status == TransactionStatus.IDLE:
+    if (connection.pgconn.transaction_status != INTRANS or connection.lock.locked()) and not _is_open(connection):
         return
     transaction_id = _transaction_id(connection) if resolve else None
     try:
@@ -57,6 +49,29 @@ def commit(warm: WarmConnection, connection: SessionConnection, deadline: Deadli
         raise CommitOutcomeUnknown(
             "the connection was lost during COMMIT: whether it was committed is unknown"
         ) from error
+
+
+def _is_open(connection: SessionConnection) -> bool:
+    """Say whether there is a transaction to be committed. Raises why there cannot be."""
+    if _is_lost(connection):
+        raise ConnectionUnavailable("the connection was lost during the handler: its transaction was rolled back")
+    if connection.closed:
+        # `with connection:` commits before it closes; another close() does not.
+        if connection.was_closed_in_transaction:
+            telemetry.warned("connection_closed_in_transaction", CLOSED_IN_TRANSACTION)
+        return False
+    if connection.is_held(COMMIT_PATIENCE_SECONDS):
+        raise TransactionAborted(
+            "the handler returned while a stream, a COPY or another thread still used the connection, so its "
+            "transaction was rolled back; end those first, best by `with` or contextlib.closing()"
+        )
+    if connection.pgconn.transaction_status == TransactionStatus.INERROR:
+        # COMMIT would answer ROLLBACK without an error, and the invocation would acknowledge lost work.
+        raise TransactionAborted(
+            "a statement of this invocation failed, so its transaction was rolled back; wrap a statement that may "
+            "fail in `with connection.transaction():`"
+        )
+    return connection.pgconn.transaction_status != TransactionStatus.IDLE
 
 
 def _is_lost(connection: SessionConnection) -> bool:

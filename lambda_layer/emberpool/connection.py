@@ -13,18 +13,19 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import NoReturn
 
 import psycopg
 from psycopg import IsolationLevel
-from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq import ConnStatus
 from psycopg.rows import TupleRow
 
-from emberpool import telemetry
+from emberpool import exchange, telemetry
 from emberpool.credentials import Credentials
 from emberpool.deadline import NO_DEADLINE, Deadline
 from emberpool.errors import ConnectionInUse, ConnectionUnavailable, PoolBusy
-from emberpool.opening import open_connection, retry_until
+from emberpool.opening import open_connection, retry_until, seconds_left
 from emberpool.session import SessionConnection
 from emberpool.settings import LayerSettings
 
@@ -44,9 +45,10 @@ class WarmConnection:
 
     def __init__(self, settings: LayerSettings) -> None:
         self.settings = settings
+        self._lets_begin_ride = settings.pipeline_begin == "on"
         self._credentials = Credentials(settings)
         self._connection: SessionConnection | None = None
-        self._pid = 0
+        self._is_parents = False  # opened by the process that this one was forked from
         self._last_used = 0.0
         # An invocation that comes while the connection is still being opened in the background waits for that one.
         self._opening = threading.RLock()
@@ -74,10 +76,16 @@ class WarmConnection:
         Raises ConnectionUnavailable or SecretUnavailable.
         """
         # Without the lock when there is one: only this thread discards it, and opening is over.
-        connection = self._current()
+        connection = self._connection
+        if connection is not None:
+            reason = self._why_not(connection)
+            if reason is not None:
+                telemetry.replaced(reason)
+                self.discard()
+                connection = None
         if connection is None:
-            with self._opening:
-                connection = self._connection or self._open(retry_until(self.settings, deadline))
+            with self._alone(deadline):
+                connection = self._connection or self._open(retry_until(self.settings, deadline), deadline)
         connection.deadline = deadline
         return connection
 
@@ -88,20 +96,20 @@ class WarmConnection:
         run yet. With EMBERPOOL_PIPELINE_BEGIN, and a connection that was used lately, none: BEGIN then rides with the
         first statement. Raises ConnectionUnavailable, PoolBusy, SecretUnavailable or DeadlineTooClose.
         """
-        deadline.statement_timeout_ms("nothing has run")  # before anything is opened
-        was_used_lately = self._idle_seconds() < LONGEST_TRUSTED_IDLE_SECONDS
+        if time.time() > deadline.last_start_at:  # before anything is opened
+            deadline.statement_timeout_ms("nothing has run")
+        may_ride = self._lets_begin_ride and 0 <= time.time() - self._last_used < LONGEST_TRUSTED_IDLE_SECONDS
         connection = self._prepared(self.acquire(deadline), isolation_level, read_only)
-        connection.begins_with_first_statement = was_used_lately and self.settings.pipeline_begin == "on"
-        if connection.begins_with_first_statement:
-            return connection
-        if _succeeded(connection, connection.begin_command(), deadline):
+        if may_ride or connection.begins_with_first_statement:
+            connection.let_begin_ride(may_ride)
+        if may_ride or connection.begin():
             return connection
         if not _is_lost(connection) or _is_pool_busy(connection):
             _raise_begin_failed(connection)
         telemetry.replaced("lost at BEGIN")
         self.discard()
         connection = self._prepared(self.acquire(deadline), isolation_level, read_only)
-        if not _succeeded(connection, connection.begin_command(), deadline):
+        if not connection.begin():
             _raise_begin_failed(connection)
         return connection
 
@@ -121,7 +129,7 @@ class WarmConnection:
 
         Raises ConnectionInUse when it is lent already, ConnectionUnavailable or SecretUnavailable.
         """
-        with self._opening:  # two threads that ask at once must not both get it
+        with self._alone(deadline):  # two threads that ask at once must not both get it
             connection = self.acquire(deadline)
             connection.is_lent = True
             # A text of several statements with empty parameters, as SQLAlchemy sends it, may not ride.
@@ -147,11 +155,9 @@ class WarmConnection:
             )
             self.discard()
             return
-        if connection.closed:
-            self.discard()
-            return
         if connection.is_left_half_done():
-            telemetry.replaced("left half done by the handler")
+            if not connection.closed:
+                telemetry.replaced("left half done by the handler")
             self.discard()
             return
         connection.restore_defaults()
@@ -162,12 +168,13 @@ class WarmConnection:
         """Close the connection, if there is one; the next invocation opens another."""
         connection, self._connection = self._connection, None
         # A child that was forked must not say goodbye on its parent's socket.
-        if connection is not None and self._pid == os.getpid():
+        if connection is not None and not self._is_parents:
             connection.close()
 
     def let_parent_have_it(self) -> None:
         """In a forked child: make sure that nothing in it, psycopg's goodbye included, reaches the parent's server."""
         self._opening = threading.RLock()  # a thread that is not here may have held it
+        self._is_parents = True
         connection = self._connection
         if connection is not None and not connection.closed:
             ours, other = socket.socketpair()
@@ -180,59 +187,57 @@ class WarmConnection:
         connection: SessionConnection, isolation_level: IsolationLevel | None, read_only: bool
     ) -> SessionConnection:
         # Only when it differs: each assignment makes psycopg put its BEGIN together anew.
-        if connection.isolation_level != isolation_level:
+        if connection._isolation_level is not isolation_level:
             connection.isolation_level = isolation_level
-        if bool(connection.read_only) != read_only:
+        if bool(connection._read_only) is not read_only:
             connection.read_only = read_only or None
         return connection
 
-    def _current(self) -> SessionConnection | None:
-        """Return the connection if it can be trusted, without a round trip unless it rested for long."""
-        connection = self._connection
-        if connection is None:
-            return None
-        reason = self._why_not(connection)
-        if reason is None:
-            return connection
-        telemetry.replaced(reason)
-        self.discard()
-        return None
-
     def _why_not(self, connection: SessionConnection) -> str | None:
         """Return why the connection cannot be used, or None."""
-        if self._pid != os.getpid():
+        if self._is_parents:
             return "forked"
-        if connection.closed:
+        pgconn = connection.pgconn
+        if pgconn.status != ConnStatus.OK:
             return "closed by the handler"
         if connection.is_lent:
             raise ConnectionInUse(
                 "this environment's one connection is checked out by SQLAlchemy: close that Session or Connection "
                 "first, or pass it on"
             )
-        pgconn = connection.pgconn
         events = connection.poller.poll(0)
         if events:
             # A terminated backend sends its last message before it closes: POLLIN comes with POLLRDHUP.
             if events[0][1] & GONE:
                 return "closed by server"
             pgconn.consume_input()  # a notification or a notice
-        if self._idle_seconds() < LONGEST_TRUSTED_IDLE_SECONDS:
-            return None if pgconn.status == ConnStatus.OK else "broken"
-        if not _answers(connection, ANSWER_SECONDS):
-            return "no answer"
-        self._last_used = time.time()
+            if pgconn.status != ConnStatus.OK:
+                return "broken"
+        if not 0 <= time.time() - self._last_used < LONGEST_TRUSTED_IDLE_SECONDS:
+            if not exchange.answers(connection, ANSWER_SECONDS):
+                return "no answer"
+            self._last_used = time.time()
         return None
 
-    def _idle_seconds(self) -> float:
-        """Return how long the connection has rested; for ever when the wall clock went back meanwhile."""
-        idle_seconds = time.time() - self._last_used
-        return idle_seconds if idle_seconds >= 0 else math.inf
+    @contextlib.contextmanager
+    def _alone(self, deadline: Deadline) -> Iterator[None]:
+        """Wait for whoever opens the connection now, for no longer than the invocation lasts."""
+        seconds = seconds_left(deadline)
+        if not self._opening.acquire(timeout=-1 if seconds == math.inf else max(seconds, 0)):
+            raise ConnectionUnavailable(
+                f"{self.settings.host}:{self.settings.port} has not answered in all the time that this invocation had, "
+                "and the connection that was begun before it is still being opened; nothing has run"
+            )
+        try:
+            yield
+        finally:
+            self._opening.release()
 
-    def _open(self, retry_until: float) -> SessionConnection:
+    def _open(self, retry_until: float, deadline: Deadline = NO_DEADLINE) -> SessionConnection:
         began = time.monotonic()
-        connection = open_connection(self.settings, self._credentials, retry_until)
+        connection = open_connection(self.settings, self._credentials, retry_until, deadline)
         # The connection last: an invocation may look at it while this runs in the background.
-        self._pid, self._last_used = os.getpid(), time.time()
+        self._is_parents, self._last_used = False, time.time()
         self._connection = connection
         telemetry.opened((time.monotonic() - began) * 1000, is_cold=self._opened == 0)
         self._opened += 1
@@ -247,41 +252,6 @@ def _in_forked_child() -> None:
 os.register_at_fork(after_in_child=_in_forked_child)
 
 
-def _succeeded(connection: SessionConnection, statement: bytes, deadline: Deadline) -> bool:
-    """Run `statement` and say whether it succeeded; the pool may let it wait for no longer than the invocation lasts.
-
-    Raises PoolBusy when it has waited that long.
-    """
-    # Below psycopg's cursors: they would send a BEGIN of their own first, which is another round trip.
-    pgconn = connection.pgconn
-    status = ExecStatus.COMMAND_OK
-    try:
-        pgconn.send_query(statement)
-        while True:
-            while pgconn.is_busy():
-                left_ms = deadline.left_ms()
-                if not connection.poller.poll(None if left_ms is None else max(left_ms, 0)):
-                    _raise_waited_in_vain(connection)
-                pgconn.consume_input()
-            result = pgconn.get_result()
-            if result is None:
-                return status == ExecStatus.COMMAND_OK
-            if status == ExecStatus.COMMAND_OK:
-                status = ExecStatus(result.status)
-    except PoolBusy:
-        raise
-    except psycopg.OperationalError:
-        return False
-
-
-def _raise_waited_in_vain(connection: SessionConnection) -> NoReturn:
-    connection.close()
-    raise PoolBusy(
-        "no server connection became free within this invocation's time; nothing has run. The proxy's query_wait is "
-        "longer than the function's timeout, or the database does not answer"
-    )
-
-
 def _is_lost(connection: Connection) -> bool:
     return connection.pgconn.status != ConnStatus.OK
 
@@ -289,27 +259,6 @@ def _is_lost(connection: Connection) -> bool:
 def _is_pool_busy(connection: Connection) -> bool:
     # PgBouncer closes the client with it. Another try would wait in the same line for as long again.
     return b"query_wait_timeout" in connection.pgconn.error_message
-
-
-def _answers(connection: Connection, seconds: float) -> bool:
-    """Send an empty query and wait for its end with a deadline of our own."""
-    pgconn = connection.pgconn
-    until = time.monotonic() + seconds
-    poller = select.poll()
-    poller.register(pgconn.socket, select.POLLIN | select.POLLRDHUP)
-    try:
-        pgconn.send_query(b"")
-        pgconn.flush()
-        while True:
-            while not pgconn.is_busy():
-                if pgconn.get_result() is None:
-                    return pgconn.status == ConnStatus.OK
-            left_ms = int((until - time.monotonic()) * 1000)
-            if left_ms <= 0 or not poller.poll(left_ms):
-                return False
-            pgconn.consume_input()
-    except psycopg.OperationalError:
-        return False
 
 
 def _raise_begin_failed(connection: Connection) -> NoReturn:

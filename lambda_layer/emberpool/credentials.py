@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from emberpool import secret_sources
 from emberpool.errors import SecretUnavailable
@@ -23,10 +23,14 @@ TOKEN_TRUSTED_SECONDS = secret_sources.TOKEN_SECONDS - 90  # one that expires wh
 
 @dataclass(frozen=True)
 class Login:
-    """A user and its password; the password never appears in the repr."""
+    """A user and its password, and the CA by which their secret's owner is verified (PEM), if the secret has it.
+
+    The password never appears in the repr.
+    """
 
     user: str
     password: str = field(repr=False)
+    ca_certificate: str | None = field(default=None, repr=False)
 
 
 class Credentials:
@@ -42,6 +46,13 @@ class Credentials:
         self._refused: list[Login] = []
         # By stage: when it was read, and what it held or why it could not be read.
         self._readings: dict[str, tuple[float, Login | str]] = {}
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether `login()` answers at once, without asking anybody."""
+        if self._cached is None:
+            return self._settings.auth != "iam" and self._settings.secret_arn is None
+        return not self._has_expired()
 
     def login(self) -> Login:
         """Return the login to begin an attempt with: read once and kept, an IAM token renewed before it expires.
@@ -97,7 +108,8 @@ class Credentials:
             yield current
             pending = self._stage_or_none(AWSPENDING)
             if pending is not None:
-                yield pending
+                # The proxy writes its CA beside the current password only.
+                yield replace(pending, ca_certificate=pending.ca_certificate or current.ca_certificate)
             self._cached = current  # the next attempt begins with it again
 
     def _new_token(self) -> Login:
@@ -147,4 +159,7 @@ def _login_in(text: str, settings: LayerSettings) -> Login | str:
     password = secret.get("password") if isinstance(secret, dict) else None
     if not isinstance(password, str) or not password:
         return f"the secret has no member 'password'; {expected}"
-    return Login(str(secret.get("username") or settings.user), password)
+    authority = secret.get("ca_certificate")
+    return Login(
+        str(secret.get("username") or settings.user), password, authority if isinstance(authority, str) else None
+    )

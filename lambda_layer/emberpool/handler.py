@@ -85,23 +85,33 @@ def _decorated(function: Callable[..., Any], options: HandlerOptions) -> Callabl
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{function.__qualname__} is async: Lambda's Python runtime does not await handlers")
     warm = declared_connection(options)
-    takes_connection = _takes_connection(function)
-
-    def call(connection: Any, event: Any, context: Any, args: Any, kwargs: Any) -> Any:
-        given = (connection, *args) if takes_connection else args
-        return function(event, context, *given, **kwargs)
+    handler = function if _takes_connection(function) else _without_connection(function)
 
     @functools.wraps(function)
     def with_connection(event: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
-        return run(warm, options, context, lambda connection: call(connection, event, context, args, kwargs))
+        call = _with_more(handler, args, kwargs) if args or kwargs else handler
+        return run(warm, options, call, event, context)
 
     @functools.wraps(function)
     def generating(event: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
         # The transaction spans the iteration: it is not over when the generator is made.
         with Invocation(warm, options, deadline_of(warm, options, context), context) as connection:
-            yield from call(connection, event, context, args, kwargs)
+            yield from handler(event, context, connection, *args, **kwargs)
 
     return generating if inspect.isgeneratorfunction(inspect.unwrap(function)) else with_connection
+
+
+def _without_connection(function: Callable[..., Any]) -> Callable[..., Any]:
+    def handler(event: Any, context: Any, connection: Any, /, *args: Any, **kwargs: Any) -> Any:
+        del connection
+        return function(event, context, *args, **kwargs)
+
+    return handler
+
+
+def _with_more(handler: Callable[..., Any], args: Any, kwargs: Any) -> Callable[..., Any]:
+    """Return the handler with what a decorator inside passes on beside event and context; Lambda gives no more."""
+    return lambda event, context, connection: handler(event, context, connection, *args, **kwargs)
 
 
 def _takes_connection(function: Callable[..., Any]) -> bool:

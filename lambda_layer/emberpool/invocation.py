@@ -24,6 +24,7 @@ ResultT = TypeVar("ResultT")
 
 # A handler that raises inside `for row in cursor.stream(...)` leaves the stream open: its traceback holds it.
 ROLLBACK_PATIENCE_SECONDS = 0.05
+LONGEST_CHAIN = 8  # of errors that wrap each other
 
 # The connections of the invocation that runs, by the name of their database. One invocation runs at a time.
 _current: dict[str | None, SessionConnection] = {}
@@ -66,20 +67,21 @@ def continue_on(database: str | None, connection: SessionConnection) -> None:
 
 
 def run(
-    warm: WarmConnection, options: HandlerOptions, context: object, call: Callable[[SessionConnection], ResultT]
+    warm: WarmConnection, options: HandlerOptions, call: Callable[..., ResultT], event: object, context: object
 ) -> ResultT:
     """Call the handler inside an invocation; an idempotent one once more after a loss that allows it."""
     deadline = deadline_of(warm, options, context)
     try:
         with Invocation(warm, options, deadline, context) as connection:
-            return call(connection)
-    except psycopg.OperationalError as error:
+            return call(event, context, connection)
+    except Exception as error:
+        reason = reason_to_repeat(error) if options.idempotent else None
         left_ms = deadline.left_ms()
-        if not options.idempotent or not _may_be_repeated(error) or (left_ms is not None and left_ms <= 0):
+        if reason is None or (left_ms is not None and left_ms <= 0):
             raise
-        telemetry.retried(type(error).__name__)
+        telemetry.retried(reason)
     with Invocation(warm, options, deadline, context) as connection:
-        return call(connection)
+        return call(event, context, connection)
 
 
 class Invocation:
@@ -89,7 +91,7 @@ class Invocation:
     @contextmanager: it stands on the warm path of every invocation.
     """
 
-    __slots__ = ("_connection", "_context", "_deadline", "_is_cold", "_joined", "_options", "_warm")
+    __slots__ = ("_connection", "_context", "_deadline", "_is_cold", "_joined", "_options", "_wait_ms", "_warm")
 
     def __init__(self, warm: WarmConnection, options: HandlerOptions, deadline: Deadline, context: object) -> None:
         self._warm = warm
@@ -100,19 +102,26 @@ class Invocation:
         self._joined: AbstractContextManager[object] | None = None
 
     def __enter__(self) -> SessionConnection:
-        outer = _current.get(self._options.database)
+        database = self._options.database
+        outer = _current.get(database)
         if outer is not None:
             self._joined = outer.transaction() if self._options.transaction else nullcontext()
             self._joined.__enter__()
             return outer
+        began = time.perf_counter()
         try:
-            connection = self._connection = self._started()
+            start = self._warm.begin if self._options.transaction else self._warm.without_transaction
+            connection = self._connection = start(
+                self._deadline, self._options.isolation_level, self._options.read_only
+            )
         except ConnectionInUse:
             raise  # it is somebody else's: not ours to put to rest
         except BaseException:
+            self._wait_ms = (time.perf_counter() - began) * 1000
             self._ended()
             raise
-        _current[self._options.database] = connection
+        self._wait_ms = (time.perf_counter() - began) * 1000
+        _current[database] = connection
         if self._deadline.last_statement_at is not None:
             _watchdog.arm(self._deadline.last_statement_at, self._cancel)
         return connection
@@ -130,31 +139,18 @@ class Invocation:
             if error is not None:
                 _roll_back(connection)
             elif self._options.transaction:
-                self._commit(connection)
+                try:
+                    commit(self._warm, connection, self._deadline, self._options.resolve_commit)
+                except BaseException:
+                    _roll_back(connection)
+                    raise
         finally:
             self._ended()
         return None
 
-    def _started(self) -> SessionConnection:
-        began = time.perf_counter()
-        options = self._options
-        try:
-            if options.transaction:
-                return self._warm.begin(self._deadline, options.isolation_level, options.read_only)
-            return self._warm.without_transaction(self._deadline, options.isolation_level, options.read_only)
-        finally:
-            telemetry.waited((time.perf_counter() - began) * 1000)
-
-    def _commit(self, connection: SessionConnection) -> None:
-        try:
-            commit(self._warm, connection, self._deadline, self._options.resolve_commit)
-        except BaseException:
-            _roll_back(connection)
-            raise
-
     def _ended(self) -> None:
         self._warm.rest()
-        telemetry.invocation_ended(self._is_cold, self._context)
+        telemetry.invocation_ended(self._is_cold, self._context, self._wait_ms)
 
     def _cancel(self) -> None:
         connection = _current.get(self._options.database)
@@ -166,6 +162,22 @@ def deadline_of(warm: WarmConnection, options: HandlerOptions, context: object) 
     """Return when the invocation's statements must have ended."""
     margin_ms = options.deadline_margin_ms
     return Deadline.of(context, warm.settings.deadline_margin_ms if margin_ms is None else margin_ms)
+
+
+def reason_to_repeat(error: BaseException) -> str | None:
+    """Return the name of the loss that lets an idempotent handler run again, None for any other error.
+
+    Looks for psycopg's error in what others wrap it with: SQLAlchemy keeps it as `orig`.
+    """
+    for _ in range(LONGEST_CHAIN):
+        if isinstance(error, psycopg.Error):
+            is_loss = isinstance(error, psycopg.OperationalError) and _may_be_repeated(error)
+            return type(error).__name__ if is_loss else None
+        wrapped = getattr(error, "orig", None) or error.__cause__
+        if not isinstance(wrapped, BaseException):
+            return None
+        error = wrapped
+    return None
 
 
 def _may_be_repeated(error: psycopg.OperationalError) -> bool:

@@ -60,7 +60,7 @@ def from_secrets_manager(secret_arn: str, stage: str) -> str:
     try:
         import boto3  # noqa: PLC0415 (see the module's docstring)
         from botocore.config import Config  # noqa: PLC0415
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        from botocore.exceptions import BotoCoreError, ClientError, SSLError  # noqa: PLC0415
     except ImportError:
         raise _boto3_missing(f"cannot read the secret {secret_arn}") from None
     config = Config(
@@ -76,6 +76,8 @@ def from_secrets_manager(secret_arn: str, stage: str) -> str:
         code = "it is binary, a JSON string is needed"
     except ClientError as error:
         code = error.response["Error"]["Code"]
+    except SSLError:
+        code = "its endpoint's certificate is not to be trusted, so nothing was sent; AWS_CA_BUNDLE names other CAs"
     except BotoCoreError as error:
         code = type(error).__name__
     raise SecretUnavailable(

@@ -5,10 +5,12 @@ Owns what is hooked into psycopg: the BEGIN that it sends before a first stateme
 
 from __future__ import annotations
 
+import math
 import select
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import psycopg
 from psycopg import errors, generators
@@ -17,15 +19,43 @@ from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import Row, TupleRow, tuple_row
 
+from emberpool import exchange
 from emberpool.deadline import NO_DEADLINE, Deadline
+from emberpool.errors import PoolBusy
 from emberpool.session_state import hazard_of
 
+IDLE, ACTIVE, INTRANS, INERROR = (
+    TransactionStatus.IDLE,
+    TransactionStatus.ACTIVE,
+    TransactionStatus.INTRANS,
+    TransactionStatus.INERROR,
+)
+NoticeHandler = Callable[[errors.Diagnostic], None]
+
+SET_TIMEOUT = b"; SET LOCAL statement_timeout = %d"  # behind BEGIN, in one message
 CANCEL_SECONDS = 2.0
 PREPARE_THRESHOLD, PREPARED_MAX = 5, 100  # psycopg's own
+NOTHING_TO_SEND = cast("PQGen[None]", ())  # what `yield from` takes for a generator that is over
 
 
 class LookingCursor(psycopg.Cursor[Row]):
-    """A cursor that looks whether a statement leaves something behind in the session, and lets BEGIN ride with it."""
+    """A cursor that looks whether a statement leaves something behind in the session."""
+
+    __slots__ = ()  # as psycopg's: each statement makes a cursor
+
+    def _start_query(self, query: Query | None = None) -> PQGen[None]:
+        if isinstance(query, str) and (kind := hazard_of(query)):
+            connection = self._conn
+            if isinstance(connection, SessionConnection) and connection.on_hazard:
+                connection.on_hazard(kind)
+        # Returned, not delegated to, and no super(): each statement comes by here.
+        return psycopg.Cursor._start_query(self, query)
+
+
+class RidingCursor(LookingCursor[Row]):
+    """The same, and BEGIN may ride with a transaction's first statement."""
+
+    __slots__ = ()
 
     def execute(
         self, query: Any, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
@@ -37,14 +67,6 @@ class LookingCursor(psycopg.Cursor[Row]):
                 return super().execute(query, params, prepare=prepare, binary=binary)
         return super().execute(query, params, prepare=prepare, binary=binary)
 
-    def _start_query(self, query: Query | None = None) -> PQGen[None]:
-        connection = self._conn
-        if isinstance(connection, SessionConnection) and connection.on_hazard and isinstance(query, str):
-            kind = hazard_of(query)
-            if kind:
-                connection.on_hazard(kind)
-        yield from super()._start_query(query)
-
 
 class SessionConnection(psycopg.Connection[TupleRow]):
     """A psycopg connection that knows when its invocation ends. Statements that would come too late are not sent."""
@@ -53,17 +75,78 @@ class SessionConnection(psycopg.Connection[TupleRow]):
     on_hazard: Callable[[str], None] | None = None
     begins_with_first_statement = False
     is_lent = False  # to somebody who begins and ends the transactions on it: SQLAlchemy
+    was_closed_in_transaction = False  # with a statement in it that is rolled back now
+    _has_statements = False  # since BEGIN, which the layer sends before there are any
     _is_riding = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.poller = select.poll()  # the socket's, made once: it is asked before each invocation
+        self._lasting_notice_handlers: list[NoticeHandler] = []
+
+    def begin(self) -> bool:
+        """Begin a transaction below psycopg's cursors, and say whether that succeeded.
+
+        The pool may let it wait for no longer than the invocation lasts. Raises PoolBusy then, and DeadlineTooClose.
+        """
+        timeout_ms = self.deadline.statement_timeout_ms("nothing has run")
+        command = self._get_tx_start_command() + SET_TIMEOUT % timeout_ms
+        self._has_statements = False
+        try:
+            if not timeout_ms:
+                return exchange.failure_of(self, command) is None
+            until = self.deadline.last_statement_at or math.inf
+            first_wait_ms = timeout_ms if timeout_ms < exchange.LOOK_AGAIN_MS else exchange.LOOK_AGAIN_MS
+            return exchange.failure_of(self, command, until, first_wait_ms) is None
+        except TimeoutError:
+            self.close()
+            raise PoolBusy(
+                "no server connection became free within this invocation's time; nothing has run. The proxy's "
+                "query_wait is longer than the function's timeout, or the database does not answer"
+            ) from None
+        except psycopg.OperationalError:
+            return False
+
+    def commit(self) -> None:
+        """Commit any pending transaction to the database."""
+        if self._num_transactions or self._tpc or self._pipeline is not None:
+            super().commit()
+            return
+        with self.lock:
+            status = self.pgconn.transaction_status
+            if status == IDLE:
+                return
+            if status != INTRANS:
+                self._check_connection_ok()
+            try:
+                failure = exchange.failure_of(self, b"COMMIT")
+            except psycopg.Error:
+                raise
+            except BaseException:
+                self.close()  # interrupted: nobody waits for the answer any more
+                raise
+            if failure is not None:
+                raise errors.error_from_result(failure, encoding=self.pgconn._encoding)
+            while notification := self.pgconn.notifies():  # a transaction's own NOTIFY comes with the answer
+                if self.pgconn.notify_handler:
+                    self.pgconn.notify_handler(notification)
+
+    def close(self) -> None:
+        """Close the connection; what has not been committed is rolled back."""
+        if self._has_statements and self.pgconn.transaction_status in (INTRANS, INERROR):
+            self.was_closed_in_transaction = True
+        super().close()
+
+    def let_begin_ride(self, rides: bool) -> None:
+        """Say whether the next BEGIN waits for the first statement, to leave in one message with it."""
+        self.begins_with_first_statement = rides
+        self.cursor_factory = RidingCursor if rides else LookingCursor
 
     def may_ride(self, query: Query, params: Params | None) -> bool:
         """Say whether BEGIN and this statement may go in one message: a pipeline takes single statements only."""
         return (
             self.begins_with_first_statement
-            and self.pgconn.transaction_status == TransactionStatus.IDLE
+            and self.pgconn.transaction_status == IDLE
             and not self.autocommit
             and self._pipeline is None
             and (params is not None or (isinstance(query, str) and ";" not in query))
@@ -79,6 +162,15 @@ class SessionConnection(psycopg.Connection[TupleRow]):
             finally:
                 self._is_riding = False
 
+    def add_notice_handler(self, callback: NoticeHandler) -> None:
+        """Have notices handled by `callback`: until the invocation ends, or for good when SQLAlchemy sets it up."""
+        if self.is_lent:
+            # Registered once for each of its records; another record on this connection brings the same.
+            if callback in self._lasting_notice_handlers:
+                return
+            self._lasting_notice_handlers.append(callback)
+        super().add_notice_handler(callback)
+
     def is_held(self, patience_seconds: float) -> bool:
         """Say whether a stream or a COPY that was left open, or another thread, keeps the connection to itself.
 
@@ -90,9 +182,9 @@ class SessionConnection(psycopg.Connection[TupleRow]):
         return False
 
     def is_left_half_done(self) -> bool:
-        """Say whether a handler left something open that the next one would run into."""
+        """Say whether a handler left something open that the next one would run into, or closed the connection."""
         return (
-            self.pgconn.transaction_status != TransactionStatus.IDLE
+            self.pgconn.transaction_status != IDLE
             or self._pipeline is not None
             or self._num_transactions > 0
             or self._tpc is not None
@@ -101,9 +193,10 @@ class SessionConnection(psycopg.Connection[TupleRow]):
 
     def restore_defaults(self) -> None:
         """Undo what a handler changed of the connection's own attributes; registered adapters stay."""
-        if self.autocommit:
+        # psycopg's attributes and not its properties, nothing set that is as it was: after every invocation.
+        if self._autocommit:
             self.autocommit = False
-        if self.deferrable is not None:
+        if self._deferrable is not None:
             self.deferrable = None
         if self.row_factory is not tuple_row:
             self.row_factory = tuple_row
@@ -111,20 +204,19 @@ class SessionConnection(psycopg.Connection[TupleRow]):
             self.cursor_factory = LookingCursor
         if self.server_cursor_factory is not psycopg.ServerCursor:
             self.server_cursor_factory = psycopg.ServerCursor
-        if self.prepare_threshold != PREPARE_THRESHOLD:
+        if self._prepared.prepare_threshold != PREPARE_THRESHOLD:
             self.prepare_threshold = PREPARE_THRESHOLD
-        if self.prepared_max != PREPARED_MAX:
+        if self._prepared.prepared_max != PREPARED_MAX:
             self.prepared_max = PREPARED_MAX
-        self._notice_handlers.clear()
-        self._notify_handlers.clear()
-
-    def begin_command(self) -> bytes:
-        """Return what begins a transaction, for one message. Raises DeadlineTooClose."""
-        return self._get_tx_start_command() + b"; " + self._timeout_command()
+        if self._notice_handlers != self._lasting_notice_handlers:
+            lasting = [handler for handler in self._notice_handlers if handler in self._lasting_notice_handlers]
+            self._notice_handlers, self._lasting_notice_handlers = lasting, lasting.copy()
+        if self._notify_handlers:
+            self._notify_handlers.clear()
 
     def cancel_running(self) -> bool:
         """Cancel the statement that runs now; False when none does. Safe to call from another thread."""
-        if self.closed or self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+        if self.closed or self.pgconn.transaction_status != ACTIVE:
             return False
         try:
             self.cancel_safe(timeout=CANCEL_SECONDS)
@@ -132,26 +224,30 @@ class SessionConnection(psycopg.Connection[TupleRow]):
             return False  # the server is gone, and the statement with it, or statement_timeout ends it
         return True
 
-    def _timeout_command(self) -> bytes:
-        return b"SET LOCAL statement_timeout = %d" % self.deadline.statement_timeout_ms()
-
     def _start_query(self) -> PQGen[None]:
-        self.deadline.statement_timeout_ms()  # raises when it is too late for another statement
+        if time.time() > self.deadline.last_start_at:
+            self.deadline.statement_timeout_ms()  # raises: it is too late for another statement
+        self._has_statements = True
+        if self.pgconn.transaction_status == INTRANS:
+            return NOTHING_TO_SEND
         if self._is_riding:
             # Without psycopg's synchronisation after BEGIN: all of it leaves in one message with the statement.
-            yield from self._exec_command(self._get_tx_start_command())
-        else:
-            yield from super()._start_query()
+            return self._begin_riding()
+        return super()._start_query()
+
+    def _begin_riding(self) -> PQGen[None]:
+        yield from self._exec_command(self._get_tx_start_command())
 
     def _exec_command(self, command: Any, result_format: Format = Format.TEXT) -> PQGen[PGresult | None]:
         # psycopg begins each transaction, a user's own included, with this very object.
         if not self._begin_statement or command is not self._begin_statement:
             return (yield from super()._exec_command(command, result_format))
+        set_timeout = SET_TIMEOUT % self.deadline.statement_timeout_ms()
         if self._pipeline:
             yield from super()._exec_command(command)
-            return (yield from super()._exec_command(self._timeout_command()))
+            return (yield from super()._exec_command(set_timeout.removeprefix(b"; ")))
         self._check_connection_ok()
-        self.pgconn.send_query(self.begin_command())
+        self.pgconn.send_query(command + set_timeout)
         for result in (yield from generators.execute(self.pgconn)):
             if result.status != ExecStatus.COMMAND_OK:
                 raise errors.error_from_result(result, encoding=self.pgconn._encoding)

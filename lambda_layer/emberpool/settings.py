@@ -57,12 +57,13 @@ class LayerSettings:
     database: str = field(default="postgres", metadata=_help("database behind the proxy"))
     port: int = field(default=DEFAULT_PORT, metadata=_help("port of the proxy"))
     secret_arn: str | None = field(
-        default=None, metadata=_help("secret in Secrets Manager, JSON with `username` and `password`")
+        default=None,
+        metadata=_help("secret in Secrets Manager, JSON with `username`, `password` and the proxy's `ca_certificate`"),
     )
     password: str | None = field(default=None, metadata=_help("the password itself, for local use"))
     sslmode: str = field(default="verify-full", metadata=_help(f"one of {', '.join(SSLMODES)}"))
     sslrootcert: str | None = field(
-        default=None, metadata=_help("file with the CA's certificate; needed by the verify modes")
+        default=None, metadata=_help("file with the CA's certificate for the verify modes; empty: the secret has it")
     )
     connect_timeout_seconds: int = field(default=3, metadata=_help("longest wait for a connection to open"))
     connect_retry_seconds: float = field(
@@ -98,12 +99,17 @@ class LayerSettings:
         self._check_choice("close_on_shutdown", SWITCH)
         self._check_choice("auth", AUTHS)
         self._check_choice("sslmode", SSLMODES)
-        if self.sslmode.startswith("verify-") and not self.sslrootcert:
+        if self.verifies and not self.sslrootcert and (self.secret_arn is None or self.auth == "iam"):
             raise SettingsInvalid(
                 f"{self.variable('sslrootcert')} must name the CA's file when {self.variable('sslmode')} is "
-                f"{self.sslmode}; use require to encrypt without verifying"
+                f"{self.sslmode} and no secret has it; use require to encrypt without verifying"
             )
         self._check_credentials()
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the server's certificate is verified."""
+        return self.sslmode.startswith("verify-")
 
     def _check_credentials(self) -> None:
         if self.auth == "iam":

@@ -1,7 +1,8 @@
 """Secrets Manager's GetSecretValue with the standard library alone: without boto3, a cold start is shorter.
 
 Owns the request and its signature (AWS Signature Version 4), for the ordinary case on Lambda only: credentials in
-the environment, an ordinary endpoint, an answer at the first try. Everything else is None: boto3's to do and explain.
+the environment, an ordinary endpoint, an answer at the first try. Everything else is None: boto3's to do and explain,
+which verifies certificates as strictly.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import ssl
 
 SERVICE = "secretsmanager"
 CONTENT_TYPE = "application/x-amz-json-1.1"
 # Outside of Lambda credentials have many sources, and tests replace botocore's way to the network.
 RUNTIME_API = "AWS_LAMBDA_RUNTIME_API"
+# A file of certificates, instead of the system's; botocore's own variable.
+CA_BUNDLE = "AWS_CA_BUNDLE"
 # What only botocore knows how to honour.
 LEFT_TO_BOTOCORE = (
-    "AWS_CA_BUNDLE",
     "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
     "AWS_USE_DUALSTACK_ENDPOINT",
     "AWS_USE_FIPS_ENDPOINT",
@@ -52,16 +58,20 @@ def secret_text(secret_arn: str, stage: str, timeout_seconds: float) -> str | No
     address = urlsplit(url)
     body = json.dumps({"SecretId": secret_arn, "VersionStage": stage}).encode()
     headers = signed_headers(keys, address.netloc, region, body, time.time())
-    kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-    connection = kind(address.netloc, timeout=timeout_seconds)
+    connection: http.client.HTTPConnection | None = None
     try:
+        if address.scheme == "https":
+            connection = http.client.HTTPSConnection(address.netloc, timeout=timeout_seconds, context=_trust())
+        else:
+            connection = http.client.HTTPConnection(address.netloc, timeout=timeout_seconds)
         connection.request("POST", "/", body, headers)
         response = connection.getresponse()
         answer = json.loads(response.read()) if response.status == http.client.OK else None
     except (OSError, ValueError, http.client.HTTPException):
         return None
     finally:
-        connection.close()
+        if connection is not None:
+            connection.close()
     text = answer.get("SecretString") if isinstance(answer, dict) else None
     return text if isinstance(text, str) else None
 
@@ -110,6 +120,16 @@ def _endpoint(secret_arn: str, environment: Mapping[str, str] = os.environ) -> s
         return given if urlsplit(given).path in {"", "/"} else None
     suffix, region = SUFFIXES.get(secret_arn.split(":")[1] if ":" in secret_arn else ""), _region(secret_arn)
     return f"https://{SERVICE}.{region}.{suffix}" if suffix and region else None
+
+
+def _trust(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext | None:
+    """Return whose certificates are trusted, None for the system's choice. Raises OSError for a bad file."""
+    bundle = environment.get(CA_BUNDLE)
+    if not bundle:
+        return None
+    import ssl  # noqa: PLC0415 (as http.client: only where a secret is read)
+
+    return ssl.create_default_context(cafile=bundle)
 
 
 def _region(secret_arn: str) -> str:

@@ -15,6 +15,7 @@ Owns the pool. SQLAlchemy is imported by this module only, and is the user's to 
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,10 +25,12 @@ from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.pool import ConnectionPoolEntry, Pool
+from sqlalchemy.engine import Dialect
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from emberpool import declared
+from emberpool.commit import commit
 from emberpool.connection import WarmConnection
 from emberpool.deadline import NO_DEADLINE
 from emberpool.errors import ConnectionInUse, TransactionAborted
@@ -49,7 +52,7 @@ CHECKED_OUT: State = {
 OUTSIDE: State = {**CHECKED_OUT, "isolation_level": None, "read_only": None, "deferrable": None}
 
 
-def engine(database: str | None = None, **engine_options: Any) -> sqlalchemy.Engine:
+def engine(database: str | None = None, *, resolve_commit: bool = False, **engine_options: Any) -> sqlalchemy.Engine:
     """Return an Engine on this environment's warm connection, the one that @warm_connection uses. Opens nothing.
 
     Make it once, beside the handler. Closing a Session or Connection rolls back what is open and gives the warm
@@ -57,12 +60,15 @@ def engine(database: str | None = None, **engine_options: Any) -> sqlalchemy.Eng
     decorator's read_only and isolation_level, and end with the invocation. Without a handler there is no deadline.
 
     database: the name of one of several databases, as for @warm_connection.
+    resolve_commit: after a connection lost during COMMIT the database is asked what became of it, as there. When it was
+    committed, the Session or Connection is to be closed next: its server connection is gone.
     engine_options: as of sqlalchemy.create_engine, without those of a pool.
 
     Raises SettingsInvalid. A checkout raises ConnectionInUse when another Session or Connection has the one
     connection, or a handler with a transaction of its own; and, as `orig` of a sqlalchemy.exc.OperationalError,
     ConnectionUnavailable or SecretUnavailable (nothing has run) and DeadlineTooClose (the statement was not sent). A
-    commit raises TransactionAborted when a failed statement has undone its transaction.
+    commit raises TransactionAborted when a failed statement has undone its transaction; and, as such an `orig`,
+    CommitOutcomeUnknown when the connection was lost meanwhile, or NotCommitted.
     """
     settings = LayerSettings.from_environment(name=database)
     if level := engine_options.pop("isolation_level", None):
@@ -75,8 +81,9 @@ def engine(database: str | None = None, **engine_options: Any) -> sqlalchemy.Eng
         port=settings.port,
         database=settings.database,
     )  # only shown: the connection is the layer's
-    pool = WarmPool(declared.shared_connection(settings), database)
-    made = sqlalchemy.create_engine(url, pool=pool, **engine_options)
+    warm = declared.shared_connection(settings)
+    made = sqlalchemy.create_engine(url, pool=WarmPool(warm, database), **engine_options)
+    _commit_as_the_layer_does(made.dialect, warm, resolve_commit)
     sqlalchemy.event.listen(made, "commit", _check_is_not_aborted)
     return made
 
@@ -190,6 +197,28 @@ class WarmPool(Pool):
         self._warm.take_back(connection)
         if not loan.is_inside_invocation:
             self._warm.rest()
+
+
+def _commit_as_the_layer_does(dialect: Dialect, warm: WarmConnection, resolve_commit: bool) -> None:
+    """Let COMMIT say what is known of its outcome; what this engine's dialect raises SQLAlchemy wraps for its users."""
+    do_commit, do_rollback = dialect.do_commit, dialect.do_rollback
+    resolved: weakref.WeakSet[SessionConnection] = weakref.WeakSet()
+
+    def commit_or_say(dbapi_connection: PoolProxiedConnection) -> None:
+        connection = cast("SessionConnection", dbapi_connection.driver_connection)
+        if connection.closed:
+            do_commit(dbapi_connection)  # which raises
+        commit(warm, connection, connection.deadline, resolve_commit)
+        if connection.closed:
+            resolved.add(connection)
+
+    def rollback(dbapi_connection: PoolProxiedConnection) -> None:
+        # When it is returned to the pool: there is nothing to be rolled back, and no connection to do it on.
+        if dbapi_connection.driver_connection not in resolved:
+            do_rollback(dbapi_connection)
+
+    dialect.do_commit = commit_or_say  # type: ignore[method-assign]
+    dialect.do_rollback = rollback  # type: ignore[method-assign]
 
 
 def _check_is_not_aborted(checked_out: sqlalchemy.Connection) -> None:

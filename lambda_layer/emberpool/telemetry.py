@@ -55,8 +55,6 @@ class Recorder:
         self._counts: dict[Metric, int] = {}
         self._times: dict[Metric, list[float]] = {}
         self._reasons: dict[str, list[str]] = {}
-        self._waits_ms: list[float] = []
-        self._has_long_wait = False
         self._warm = 0
         self._due_at = self._clock() + LONGEST_COUNTING_SECONDS
 
@@ -70,12 +68,6 @@ class Recorder:
         """Record that a connection was given up, for example because it was "closed by server"."""
         self._count(CONNECTIONS_REPLACED, "replaced_reasons", reason)
         _log(logging.INFO, "connection_replaced", f"connection replaced: {reason}", reason=reason)
-
-    def waited(self, duration_ms: float) -> None:
-        """Record how long the start of a transaction took."""
-        if duration_ms >= REPORTED_WAIT_MS:
-            self._has_long_wait = True
-        _keep(self._waits_ms, duration_ms)
 
     def retried(self, reason: str) -> None:
         """Record that a step of the layer or an idempotent handler is repeated."""
@@ -96,16 +88,17 @@ class Recorder:
             self._warned.add(kind)
         _log(logging.WARNING, kind, text)
 
-    def invocation_ended(self, is_cold: bool, context: object) -> None:
-        """Report what happened since the last report, if anything did or the counts have waited for long."""
+    def invocation_ended(self, is_cold: bool, context: object, wait_ms: float) -> None:
+        """Report what happened since the last report, if anything did or the counts have waited for long.
+
+        wait_ms: how long the start of its transaction took.
+        """
         if is_cold:
             self._count(COLD_INVOCATIONS)
         else:
             self._warm += 1
-        if self._counts or self._times or self._has_long_wait or self._clock() >= self._due_at:
-            self._report(context)
-        elif self._waits_ms:
-            self._waits_ms.clear()
+        if self._counts or self._times or wait_ms >= REPORTED_WAIT_MS or self._clock() >= self._due_at:
+            self._report(context, wait_ms)
 
     def flush(self) -> None:
         """Report what is left, before the environment ends."""
@@ -118,12 +111,12 @@ class Recorder:
             if reasons and reason not in self._reasons.setdefault(reasons, []):
                 self._reasons[reasons].append(reason)
 
-    def _report(self, context: object) -> None:
+    def _report(self, context: object, wait_ms: float | None = None) -> None:
         with self._lock:
             values: dict[Metric, list[float]] = {metric: [count] for metric, count in self._counts.items()}
             if self._warm:
                 values[WARM_INVOCATIONS] = [self._warm]
-            times = {**self._times, **({POOL_WAIT_TIME: self._waits_ms} if self._waits_ms else {})}
+            times = self._times if wait_ms is None else {**self._times, POOL_WAIT_TIME: [wait_ms]}
             values |= {metric: [round(time_ms, 3) for time_ms in times_ms] for metric, times_ms in times.items()}
             properties = {name: ", ".join(reasons) for name, reasons in self._reasons.items()}
             self._clear()
@@ -171,7 +164,6 @@ _recorder = Recorder()
 os.register_at_fork(after_in_child=_recorder.start_anew)
 opened = _recorder.opened
 replaced = _recorder.replaced
-waited = _recorder.waited
 retried = _recorder.retried
 deadline_cancelled = _recorder.deadline_cancelled
 warned = _recorder.warned

@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 # Time for the cancel request to arrive; the statement has ended when the margin begins.
 CANCEL_EARLY_SECONDS = 0.02
@@ -20,44 +19,46 @@ LOOK_AGAIN_SECONDS = 0.01
 LONGEST_LOOKING_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class _Order:
-    at: float
-    cancel: Callable[[], object]
-    until: float
+# When to cancel, how, and until when to look again. A tuple: each invocation makes one.
+_Order = tuple[float, Callable[[], object], float]
 
 
 class Watchdog:
     """One thread for all invocations of a process; arming it costs no system call while it sleeps short enough."""
 
     def __init__(self) -> None:
-        # Held while a cancel request is under way, so that it can never reach the next invocation's statement.
-        self._firing = threading.Lock()
-        self._changed = threading.Condition()
         self._armed: _Order | None = None
         self._sleeps_until = math.inf
-        self._pid = 0
+        self._has_thread = False
+        self._make_locks()
+        os.register_at_fork(after_in_child=self._forget_thread)
 
     def arm(self, at: float, cancel: Callable[[], object]) -> None:
         """Call `cancel` at `at` (seconds of the wall clock) and again and again until disarmed."""
         # The order matters: the thread notes how long it sleeps before it looks, so one of us sees the other.
-        self._armed = _Order(at - CANCEL_EARLY_SECONDS, cancel, at + LONGEST_LOOKING_SECONDS)
-        if self._pid != os.getpid():
-            self._start()
-        elif self._sleeps_until > at - CANCEL_EARLY_SECONDS:
+        cancel_at = at - CANCEL_EARLY_SECONDS
+        self._armed = (cancel_at, cancel, at + LONGEST_LOOKING_SECONDS)
+        if not self._has_thread:
+            threading.Thread(target=self._run, name="emberpool-watchdog", daemon=True).start()
+            self._has_thread = True
+        elif self._sleeps_until > cancel_at:
             with self._changed:
                 self._changed.notify()
 
     def disarm(self) -> None:
         """Forget the invocation; waits for a cancel request that is under way."""
-        with self._firing:
+        with self._firing:  # without it, one that fires now would arm itself again after this
             self._armed = None
 
-    def _start(self) -> None:
+    def _make_locks(self) -> None:
+        # Held while a cancel request is under way, so that it can never reach the next invocation's statement.
+        self._firing = threading.Lock()
+        self._changed = threading.Condition()
+
+    def _forget_thread(self) -> None:
         # A forked child has no thread, and a lock may have been held at the fork.
-        self._firing, self._changed = threading.Lock(), threading.Condition()
-        self._pid = os.getpid()
-        threading.Thread(target=self._run, name="emberpool-watchdog", daemon=True).start()
+        self._has_thread, self._armed = False, None
+        self._make_locks()
 
     def _run(self) -> None:
         while True:
@@ -67,9 +68,9 @@ class Watchdog:
                 if armed is None:
                     self._changed.wait()
                     continue
-                left_seconds = armed.at - time.time()
+                left_seconds = armed[0] - time.time()
                 if left_seconds > 0:
-                    self._sleeps_until = armed.at
+                    self._sleeps_until = armed[0]
                     self._changed.wait(left_seconds)
                     continue
             self._fire(armed)
@@ -78,6 +79,7 @@ class Watchdog:
         with self._firing:
             if self._armed is not armed:
                 return
-            armed.cancel()
+            _, cancel, until = armed
+            cancel()
             again_at = time.time() + LOOK_AGAIN_SECONDS
-            self._armed = None if again_at > armed.until else replace(armed, at=again_at)
+            self._armed = None if again_at > until else (again_at, cancel, until)

@@ -217,6 +217,22 @@ def invoke(debug: bool, handler: str, event_file: Any, timeout_seconds: float, t
         click.echo(f"{outcome.duration_ms:.1f} ms (init {outcome.init_ms or 0:.0f} ms)", err=True)
 
 
+@cli.command()
+@click.option("--url", help="Where the proxy answers health checks (default: that of the running `emberpool up`).")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--watch", "watch_seconds", type=click.FloatRange(0.1), metavar="SECONDS", help="Show it until Ctrl-C.")
+@click.pass_obj
+def status(debug: bool, url: str | None, as_json: bool, watch_seconds: float | None) -> None:
+    """Show the pool of a running proxy as a table; with --watch as a live one.
+
+    The proxy is that of the running `emberpool up`, or any that --url names.
+    """
+    from emberpool_local.status import show_status  # noqa: PLC0415
+
+    with _clear_errors(debug):
+        show_status(Console(highlight=False), url, as_json, watch_seconds)
+
+
 @cli.command("deploy-local")
 @click.option("--keep", is_flag=True, help="Wait for Ctrl-C before the stacks are destroyed.")
 @click.option("--context", "-c", multiple=True, metavar="NAME=VALUE", help="A context value of the app; repeatable.")

@@ -95,6 +95,11 @@ class LocalProxy:
         return self._health_port
 
     @property
+    def status_url(self) -> str:
+        """Where the proxy tells its health, metrics and status."""
+        return f"http://{self.host}:{self._health_port}"
+
+    @property
     def run_folder(self) -> Path:
         """The proxy's rendered files and sockets."""
         return self._folder.path / "run"

@@ -1,4 +1,4 @@
-"""How `emberpool invoke` finds a running `emberpool up`: a file in the cache folder, for its user's eyes only.
+"""How `emberpool invoke` and `status` find a running `emberpool up`: a file in the cache folder, for its user only.
 
 The one that wrote the file holds its lock, which the kernel frees with the process: a file that can be locked is stale,
 whatever ended its writer.
@@ -21,26 +21,28 @@ FILE_NAME = "up.json"
 
 @dataclass(frozen=True)
 class RunningStack:
-    """A local stack that runs in another process: its pid and the environment that a handler needs."""
+    """A local stack that runs in another process: its pid, what a handler needs, where its proxy tells its status."""
 
     pid: int
     environment: Mapping[str, str] = field(repr=False)  # holds a password
+    status_url: str = ""
 
 
 @contextmanager
-def announced(environment: Mapping[str, str]) -> Iterator[Path]:
+def announced(environment: Mapping[str, str], status_url: str = "") -> Iterator[Path]:
     """Let others find the stack of this process while the context is open; of several, the last one is found.
 
     Raises CacheNotWritable.
     """
     path = cache_folder() / FILE_NAME
+    content = {"pid": os.getpid(), "environment": dict(environment), "status_url": status_url}
     # A name of its own, locked and filled, then renamed: whoever opens up.json sees all of it.
     new = path.with_name(f"{FILE_NAME}.{os.getpid()}")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try_lock(descriptor)
-        os.write(descriptor, json.dumps({"pid": os.getpid(), "environment": dict(environment)}).encode())
+        os.write(descriptor, json.dumps(content).encode())
         new.rename(path)
         yield path
     finally:
@@ -61,7 +63,7 @@ def find_running() -> RunningStack | None:
             return None
         with os.fdopen(os.dup(descriptor)) as file:
             content = json.load(file)
-        return RunningStack(content["pid"], content["environment"])
+        return RunningStack(content["pid"], content["environment"], content.get("status_url", ""))
     finally:
         os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""`emberpool up`: the local stack until it is told to stop, and findable for `emberpool invoke` meanwhile."""
+"""`emberpool up`: the local stack until it is told to stop, findable for `emberpool invoke` and `status` meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_until_stopped(stack: LocalStack, show: Callable[[str], None]) -> None:
 
     Raises PostgresUnavailable or ProxyUnavailable when one of them ends by itself, and what LocalStack.open() raises.
     """
-    with stack, announced(stack.handler_environment()), _stop_signals() as stopped:
+    with stack, announced(stack.handler_environment(), stack.proxy.status_url), _stop_signals() as stopped:
         show(stack.describe())
         while not stopped.wait(WATCH_SECONDS):
             if not stack.proxy.child.is_running:

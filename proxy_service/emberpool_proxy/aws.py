@@ -75,9 +75,7 @@ class AwsCalls:
 
         Raises SecretAlreadyWritten when another version is current by now, SecretUnreadable when it cannot be written.
         """
-        answer = await self._call(
-            "swap_secret", arn=arn, value=value, request_token=request_token, replaces=replaces
-        )
+        answer = await self._call("swap_secret", arn=arn, value=value, request_token=request_token, replaces=replaces)
         if "answer" not in answer:
             raise _unwritable(arn, answer)
 

@@ -61,8 +61,10 @@ class Aws:
         """Write a new version beside AWSCURRENT, and give it that label only if the version `replaces` still has it.
 
         PutSecretValue alone would move AWSCURRENT away from whatever a rotation has made current in between.
+        AWSPREVIOUS, which goes to the replaced version then, is given back: its user may still log in for a while.
         """
         client = self._client("secretsmanager", region_of(arn))
+        previous = _version_of(client, arn, "AWSPREVIOUS")
         version = client.put_secret_value(
             SecretId=arn, SecretString=value, ClientRequestToken=request_token, VersionStages=[BESIDE]
         )["VersionId"]
@@ -72,6 +74,10 @@ class Aws:
             )
         except (client.exceptions.InvalidParameterException, client.exceptions.InvalidRequestException):
             raise Refused(ALREADY_WRITTEN_CODE, "another version is current by now") from None
+        if previous not in (None, replaces):
+            client.update_secret_version_stage(
+                SecretId=arn, VersionStage="AWSPREVIOUS", MoveToVersionId=previous, RemoveFromVersionId=replaces
+            )
         return str(version)
 
     def deregister_instance(self, service_id: str, instance_id: str) -> str:
@@ -129,6 +135,13 @@ class Refused(Exception):  # noqa: N818 (a code and a reason for the agent, not 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(code, reason)
         self.code, self.reason = code, reason
+
+
+def _version_of(client: Any, arn: str, stage: str) -> str | None:
+    try:
+        return str(client.get_secret_value(SecretId=arn, VersionStage=stage)["VersionId"])
+    except client.exceptions.ResourceNotFoundException:
+        return None
 
 
 def region_of(arn: str) -> str | None:

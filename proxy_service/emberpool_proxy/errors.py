@@ -12,7 +12,9 @@ ProxyError
     ClientUsersClash     give every secret of a client, and every role, a user name of its own
     DatabaseLoginUnusable  mend the password that the message names: PgBouncer cannot log in with it
     CertificateUnusable  mend the certificate, key or CA file that it names
+    StatusUnavailable (in status_view)  start the proxy, or name the address where one answers
 SettingsInvalid (in settings, a ValueError)   mend the variable that it names
+CommandRefused (in pgbouncer.admin, a psycopg.ProgrammingError)   PgBouncer would not; its reason is in the message
 """
 
 from __future__ import annotations

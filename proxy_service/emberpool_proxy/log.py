@@ -118,14 +118,6 @@ class PgbouncerLog:
         return {"source": "pgbouncer", "fields": fields}
 
 
-_pgbouncer = PgbouncerLog()
-
-
-def relay_pgbouncer_line(line: str) -> Event | None:
-    """Log one line of a PgBouncer that is the only one, and return what it means."""
-    return _pgbouncer.relay(line)
-
-
 def _level(line: LogLine, event: Event | None) -> int:
     level = LEVELS.get(line.level, logging.INFO)
     if line.side is Side.CLIENT:

@@ -120,7 +120,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(MAX_SERVER_CONNECTIONS, "gauge", "The task's share of the connection budget."),
     Metric(MAX_CLIENT_CONNECTIONS, "gauge", "How many clients may be connected."),
     Metric(DATABASE_UP, "gauge", "1 when the database answered last, 0 when it is away; absent while unknown."),
-    Metric(DATABASE_PAUSED, "gauge", "1 when new work waits because the database is away."),
+    Metric(DATABASE_PAUSED, "gauge", "1 when new work waits in line because the database is away."),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
 

@@ -55,7 +55,7 @@ class Reading:
 
     @property
     def is_paused(self) -> bool:
-        """Whether a database of it is paused."""
+        """Whether one of its pools sleeps: see credentials.gate."""
         return any(database.paused for database in self.databases)
 
 

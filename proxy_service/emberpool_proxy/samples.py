@@ -39,8 +39,8 @@ class Samples:
         yield metrics.AGENT_RESTARTS, (), health.agent_restarts
         yield metrics.MAX_SERVER_CONNECTIONS, (), settings.max_server_connections
         yield metrics.MAX_CLIENT_CONNECTIONS, (), settings.max_client_connections
-        yield metrics.DATABASE_PAUSED, (), float(any(reading.is_paused for reading in health.readings.values()))
-        if health.database in ("up", "away"):
+        yield metrics.DATABASE_PAUSED, (), float(health.database == "paused")
+        if health.database != "unknown":
             yield metrics.DATABASE_UP, (), float(health.database == "up")
 
 

@@ -7,6 +7,7 @@ definition, so only the standard library is imported here. Opens nothing.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -21,10 +22,11 @@ HEALTH_PORT = 8080
 SERVER_TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
 CLIENT_TLS_MODES = ("require", "disable")
 # PgBouncer's ini has no escape for these, and every name of ours goes into it.
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.$-]*")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")  # PgBouncer takes no longer database names
 HOST_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
 PARAMETER_NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*(, ?[A-Za-z_][A-Za-z0-9_.]*)*")
 MEMBER = re.compile(r"[A-Za-z0-9_.:\[\]-]+:[0-9]{1,5}")
+TLS_NAME = re.compile(r"[A-Za-z0-9_.:*-]{1,253}")  # a DNS name or an address
 RESERVED_NAMES = ("pgbouncer", "emberpool_agent")
 LONGEST_SERVER_PASSWORD_BYTES = 2047  # PgBouncer 1.24 and 1.25 fail on longer ones
 
@@ -35,6 +37,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("client_port", 1, 65535),
     ("health_port", 1, 65535),
     ("database_probe_seconds", 0.05, 60),
+    ("database_check_seconds", 0.1, 300),
     ("max_connections_per_client_user", 0, 100_000),
     ("credentials_check_seconds", 1, 86_400),
     ("pgbouncer_processes", 1, 32),
@@ -54,6 +57,7 @@ CHOICES = {
     "database_auth": ("password", "iam"),
     "database_must_be_writable": ("yes", "no"),
     "server_tls_mode": SERVER_TLS_MODES,
+    "server_tls_unverified": ("refused", "accepted"),
     "client_tls_mode": CLIENT_TLS_MODES,
     "reset_policy": ("tracked", "always"),
     "metrics_emf": ("on", "off"),
@@ -95,7 +99,13 @@ class ProxySettings:
     database_probe_seconds: float = field(
         default=0.2, metadata=_help("time between two looks at a database that is away")
     )
+    database_check_seconds: float = field(
+        default=2.0, metadata=_help("time between two looks at whether the database behind a pool in use takes writes")
+    )
     server_tls_mode: str = field(default="verify-full", metadata=_help("TLS to the database"))
+    server_tls_unverified: str = field(
+        default="refused", metadata=_help("`accepted`: a mode weaker than verify-full to a database on another machine")
+    )
     server_tls_ca_file: str = field(default="", metadata=_help("CA bundle for the database; empty: the system's"))
     client_user: str = field(default="", metadata=_help("user that functions log in with at the proxy, for local use"))
     client_password: str = field(default="", repr=False, metadata=_help("password of client_user"))
@@ -192,6 +202,7 @@ class ProxySettings:
         self._check_database_login()
         self._check_clients()
         self._check_fleet()
+        self._check_tls()
         self._check_together()
 
     def _check_database_login(self) -> None:
@@ -242,6 +253,17 @@ class ProxySettings:
                     f"{variable('fleet_members')} must be host:health_port,host:health_port,..., got {member!r}"
                 )
 
+    def _check_tls(self) -> None:
+        is_weak = self.server_tls_mode != "verify-full" and not self.is_database_local
+        if is_weak and self.server_tls_unverified != "accepted":
+            raise SettingsInvalid(
+                f"{variable('server_tls_mode')} is {self.server_tls_mode}, so that nobody would verify that "
+                f"{self.database_host} is the database: leave it at verify-full, with the CA bundle in "
+                f"{variable('server_tls_ca_file')}; or set {variable('server_tls_unverified')} to accepted"
+            )
+        for name in filter(None, map(str.strip, self.client_tls_host_names.split(","))):
+            _check_pattern("client_tls_host_names", name, TLS_NAME)
+
     def _check_together(self) -> None:
         if self.client_user and self.client_user == self.database_user:
             raise SettingsInvalid(
@@ -276,6 +298,16 @@ class ProxySettings:
                 f"{variable('stop_seconds')} ({self.stop_seconds}), "
                 f"got {self.balancer_notice_seconds} and {self.drain_seconds}"
             )
+
+    @property
+    def is_database_local(self) -> bool:
+        """Whether the database is on this machine, where nobody stands in between."""
+        if self.database_host == "localhost" or self.database_host.startswith("/"):
+            return True
+        try:
+            return ipaddress.ip_address(self.database_host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def run_path(self) -> Path:

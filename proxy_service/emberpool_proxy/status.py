@@ -44,7 +44,8 @@ class Status:
                 "host": settings.database_host,
                 "port": settings.database_port,
                 "state": health.database,
-                "paused": any(reading.is_paused for reading in health.readings.values()),
+                # Nobody works: the pools hold no connection, and wait for a login of ours before they take one.
+                "asleep": any(reading.is_paused for reading in health.readings.values()),
             },
             "limits": {
                 "max_server_connections": settings.max_server_connections,

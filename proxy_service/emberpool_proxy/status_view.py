@@ -21,7 +21,7 @@ ANSWER_SECONDS = 3.0
 LONGEST_DOCUMENT_BYTES = 10_000_000
 CLEAR_SCREEN = "\x1b[2J\x1b[H"
 COLUMNS = (
-    "process",
+    "#",
     "database",
     "user",
     "clients",
@@ -44,7 +44,7 @@ class StatusUnavailable(ProxyError):  # noqa: N818 (named by what is the matter,
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """A status in words: facts by name, one row of COLUMNS for each pool, and whether anything is wrong."""
+    """A status in words: facts by name, one row of COLUMNS for each pool (# is the process), whether it is ready."""
 
     facts: list[tuple[str, str]]
     rows: list[tuple[str, ...]]
@@ -121,7 +121,7 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "database",
             f"{database['name']} on {database['host']}:{database['port']}: {database['state']}"
-            + (", paused" if database["paused"] else ""),
+            + (", asleep" if database["asleep"] else ""),
         ),
         ("clients", f"{clients} of at most {limits['max_client_connections']}"),
         ("servers", f"{servers} of at most {limits['max_server_connections']}"),

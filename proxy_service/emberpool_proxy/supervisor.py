@@ -27,7 +27,7 @@ from emberpool_proxy.control import (
 )
 from emberpool_proxy.errors import AgentRefused, AgentUnusable, PgbouncerUnusable, PortTaken
 from emberpool_proxy.first_to_end import first_to_end
-from emberpool_proxy.log import logger
+from emberpool_proxy.log import PgbouncerLog, logger
 from emberpool_proxy.pgbouncer.process import PgbouncerProcess, find_program
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings, variable
@@ -161,9 +161,10 @@ class Supervisor:
 
     async def _keep_engine(self, index: int, program: Path) -> None:
         folder = RunFolder.existing(self._settings.engine_path(index), self._settings.run_as_user)
+        log = PgbouncerLog(index if self._settings.pgbouncer_processes > 1 else None)
         while not self._stop.is_set():
             engine = await PgbouncerProcess.start(
-                program, folder, lambda line: self._channel and self._channel.send(LogLine(index, line))
+                program, folder, log, lambda line: self._channel and self._channel.send(LogLine(index, line))
             )
             self._engines[index] = engine
             self._say_what_runs()

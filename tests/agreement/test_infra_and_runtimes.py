@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 from emberpool import settings as layer_settings
+from emberpool.credentials import Login, _login_in
 from emberpool.settings import LayerSettings
 from emberpool_cdk.connection_budget import ConnectionBudget
 from emberpool_cdk.proxy_container import STOP_TIMEOUT_SECONDS
 from emberpool_cdk.proxy_image import CA_FILE, CONTAINER_USER
 from emberpool_proxy import health
-from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS, render
+from emberpool_proxy.credentials.snapshot import ClientUser, Snapshot
+from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS, EngineIdentity, render
 from emberpool_proxy.settings import PREFIX, ProxySettings
+from emberpool_proxy.tls.published_ca import MEMBER
 
 Templates = dict[str, dict[str, Any]]
 # What CloudFormation fills in at deployment time.
 RESOLVED = {
     "EMBERPOOL_PROXY_DATABASE_HOST": "db.internal",
     "EMBERPOOL_PROXY_DATABASE_PORT": "5433",
+    "EMBERPOOL_PROXY_DATABASE_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:123456789012:secret:database",
+    "EMBERPOOL_PROXY_CLIENT_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:123456789012:secret:client",
+    "EMBERPOOL_PROXY_CLIENT_CA_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:123456789012:secret:ca",
+    "EMBERPOOL_PROXY_CLIENT_TLS_HOST_NAMES": "pool.internal",
     "EMBERPOOL_HOST": "pool.internal",
     "EMBERPOOL_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:123456789012:secret:client",
 }
-SECRETS = {
-    "EMBERPOOL_PROXY_DATABASE_USER": "emberpool_owner",
-    "EMBERPOOL_PROXY_DATABASE_PASSWORD": "database-secret",
-    "EMBERPOOL_PROXY_CLIENT_USER": "emberpool",
-    "EMBERPOOL_PROXY_CLIENT_PASSWORD": "client-secret",
-}
+# What the proxy reads from the secrets that its settings name.
+SNAPSHOT = Snapshot(
+    {"emberpool_owner": "hush"},
+    (ClientUser("emberpool", "hush", "postgres", "emberpool_owner"),),
+    {"postgres": "emberpool_owner"},
+)
 
 
 def _only(template: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -48,9 +56,8 @@ def _as_deployed(name: str, value: Any) -> str:
 
 def _proxy_environment(templates: Templates) -> dict[str, str]:
     container = _container(templates)
-    plain = {each["Name"]: _as_deployed(each["Name"], each["Value"]) for each in container["Environment"]}
-    assert {each["Name"] for each in container["Secrets"]} == set(SECRETS)
-    return plain | SECRETS
+    assert "Secrets" not in container
+    return {each["Name"]: _as_deployed(each["Name"], each["Value"]) for each in container["Environment"]}
 
 
 def _function_environment(templates: Templates) -> dict[str, str]:
@@ -65,8 +72,11 @@ def test_proxy_accepts_its_task_definition(templates: Templates) -> None:
     settings = ProxySettings.from_environment(environment)
     assert settings.database_host == "db.internal"
     assert settings.database_port == 5433
-    assert settings.database_user == "emberpool_owner"
-    assert settings.client_user == "emberpool"
+    assert settings.database_secret_arn == RESOLVED["EMBERPOOL_PROXY_DATABASE_SECRET_ARN"]
+    assert settings.client_secret_arn == RESOLVED["EMBERPOOL_PROXY_CLIENT_SECRET_ARN"]
+    assert settings.client_ca_secret_arn == RESOLVED["EMBERPOOL_PROXY_CLIENT_CA_SECRET_ARN"]
+    assert settings.fleet_name.startswith("tasks.emberpool-")
+    assert settings.pgbouncer_processes == 1  # of half a vCPU
     assert settings.max_server_connections == ConnectionBudget(100, 2, 4).per_task
     assert settings.server_tls_mode == "verify-full"
     assert settings.server_tls_ca_file == CA_FILE
@@ -76,7 +86,7 @@ def test_proxy_accepts_its_task_definition(templates: Templates) -> None:
 def test_pgbouncer_gets_the_share_and_the_ca(templates: Templates) -> None:
     """The budget's share is PgBouncer's own limit, and it verifies the database with the image's CA bundle."""
     settings = ProxySettings.from_environment(_proxy_environment(templates))
-    ini = render(settings, agent_password="agent-secret").files["pgbouncer.ini"]
+    ini = render(settings, SNAPSHOT, EngineIdentity(0, 0, "hush")).files["pgbouncer.ini"]
     assert f"max_db_connections = {ConnectionBudget(100, 2, 4).per_task}\n" in ini
     assert f"server_tls_ca_file = {CA_FILE}\n" in ini
 
@@ -93,16 +103,26 @@ def test_layer_accepts_the_functions_environment(templates: Templates) -> None:
 
 
 def test_function_and_proxy_mean_the_same_pool(templates: Templates) -> None:
-    """User, database and port that the function uses are those that the proxy serves."""
+    """Host, secret, database and port that the function uses are those that the proxy serves."""
     function = LayerSettings.from_environment(_function_environment(templates))
     proxy = ProxySettings.from_environment(_proxy_environment(templates))
-    assert (function.user, function.database, function.port) == (
-        proxy.client_user,
+    assert (function.secret_arn, function.database, function.port) == (
+        proxy.client_secret_arn,
         proxy.database_name,
         proxy.client_port,
     )
-    # The proxy demands TLS, and the function uses it.
-    assert (function.sslmode, proxy.client_tls_mode) == ("require", "require")
+    # The proxy demands TLS; the function verifies its certificate, by the CA in the secret.
+    assert (function.sslmode, proxy.client_tls_mode) == ("verify-full", "require")
+    assert function.sslrootcert is None
+    assert proxy.client_tls_host_names == function.host
+
+
+def test_function_reads_the_ca_where_the_proxy_writes_it() -> None:
+    """The member that the proxy adds to the secret is the one that the layer looks for."""
+    settings = LayerSettings(host="pool.internal", user="function", secret_arn="client")
+    login = _login_in(json.dumps({"username": "function", "password": "hush", MEMBER: "the CA"}), settings)
+    assert isinstance(login, Login)
+    assert login.ca_certificate == "the CA"
 
 
 def test_ports_are_the_same_everywhere(templates: Templates, dockerfile: str) -> None:

@@ -30,17 +30,20 @@ def deployment(checkout: Path) -> Iterator[Deployment]:
 
 
 def test_service_runs_the_proxy_with_its_secrets(deployment: Deployment) -> None:
-    """ECS has the service with two tasks, and a task definition whose secrets exist in Secrets Manager."""
+    """ECS has the service with two tasks, which Cloud Map registers, and the secrets that a task reads exist."""
     ecs, secrets = deployment.server.client("ecs"), deployment.server.client("secretsmanager")
     (cluster,) = ecs.list_clusters()["clusterArns"]
     (arn,) = ecs.list_services(cluster=cluster)["serviceArns"]
     (service,) = ecs.describe_services(cluster=cluster, services=[arn])["services"]
     assert service["desiredCount"] == 2
     task = ecs.describe_task_definition(taskDefinition=service["taskDefinition"])["taskDefinition"]
-    for secret in task["containerDefinitions"][0]["secrets"]:
-        reference, key = secret["valueFrom"].rsplit(":", 3)[0], secret["valueFrom"].rsplit(":", 3)[1]
-        value = json.loads(secrets.get_secret_value(SecretId=reference)["SecretString"])
-        assert value[key]
+    variables = {each["name"]: each["value"] for each in task["containerDefinitions"][0]["environment"]}
+    members = {"DATABASE": {"username", "password"}, "CLIENT": {"username", "password"}, "CLIENT_CA": {"placeholder"}}
+    for name, needed in members.items():
+        arn = variables[f"EMBERPOOL_PROXY_{name}_SECRET_ARN"]
+        assert needed <= set(json.loads(secrets.get_secret_value(SecretId=arn)["SecretString"])), name
+    (registry,) = deployment.server.client("servicediscovery").list_services()["Services"]
+    assert [each["registryArn"] for each in service["serviceRegistries"]] == [registry["Arn"]]
 
 
 def test_client_secret_is_random_and_plain(deployment: Deployment) -> None:
@@ -86,6 +89,7 @@ def test_function_is_told_where_the_pool_is(deployment: Deployment) -> None:
     (balancer,) = deployment.server.client("elbv2").describe_load_balancers()["LoadBalancers"]
     assert variables["EMBERPOOL_HOST"] == balancer["DNSName"]
     assert variables["EMBERPOOL_SECRET_ARN"] == outputs["EmberpoolPool"]["ClientSecretArn"]
+    assert variables["EMBERPOOL_SSLMODE"] == "verify-full"
     assert len(found["Layers"]) == 1
 
 
@@ -112,5 +116,6 @@ def test_what_stands_would_be_noticed_after_a_destruction(deployment: Deployment
     kinds = {row.kind for row in left_over(deployment.server)}
     assert {"stack", "VPC", "security group", "secret", "log group", "layer", "ECS service", "function"} <= kinds
     assert {"subnet", "route table", "endpoint", "role", "load balancer", "database"} <= kinds
+    assert {"namespace", "Cloud Map service"} <= kinds
     with pytest.raises(DeployUnavailable, match="left .* resources behind"):
         deploy_local._check_nothing_left(deployment.server)

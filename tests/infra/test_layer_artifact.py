@@ -21,9 +21,9 @@ from emberpool import settings as names
 from emberpool_cdk import WarmConnectionLayer, layer_build
 from emberpool_cdk.layer_build import RUNTIMES, LayerBuild
 from emberpool_cdk.layer_bytecode import find_compiler
-from emberpool_cdk.layer_zip import write_zip
 from emberpool_local.lambda_runtime import Fleet
 from emberpool_local.postgres.server import EmbeddedPostgres
+from layer_zip import write_zip
 
 CHECKOUT = Path(__file__).parents[2]
 THIS_PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"

@@ -124,6 +124,23 @@ def test_too_small_a_database_fails_the_synth(tmp_path: Path) -> None:
         PoolInAStack(tmp_path, max_connections=20)
 
 
+@pytest.mark.parametrize(("cpu", "memory", "processes"), [(256, 512, "1"), (1024, 2048, "1"), (4096, 8192, "4")])
+def test_each_vcpu_gets_a_pgbouncer(tmp_path: Path, cpu: int, memory: int, processes: str) -> None:
+    """PgBouncer has one thread: a task of four vCPUs runs four of them."""
+    template = PoolInAStack(tmp_path, cpu=cpu, memory_limit_mib=memory).template()
+    (task,) = _of_kind(template, "AWS::ECS::TaskDefinition")
+    environment = {each["Name"]: each["Value"] for each in task["ContainerDefinitions"][0]["Environment"]}
+    assert environment["EMBERPOOL_PROXY_PGBOUNCER_PROCESSES"] == processes
+
+
+def test_two_pools_of_a_vpc_have_names_of_their_own(tmp_path: Path) -> None:
+    """A VPC has each private zone once: the tasks of two pools find their own only."""
+    users = PoolInAStack(tmp_path)
+    PoolProxy(users.stack, "Second", vpc=users.vpc, database=users.database)
+    zones = [each["Name"] for each in _of_kind(users.template(), "AWS::ServiceDiscovery::PrivateDnsNamespace")]
+    assert len(set(zones)) == len(zones) == 2
+
+
 def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
     """The architecture is arm64 or x86_64; the message says so."""
     with pytest.raises(ValueError, match="architecture must be arm64 or x86_64, got 'riscv'"):

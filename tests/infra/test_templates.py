@@ -8,6 +8,7 @@ from typing import Any
 from tests.infra.conftest import Synthesized
 
 from emberpool_app.deployment import DATABASE, EXAMPLE, NETWORK, POOL
+from emberpool_proxy.tls.generations import from_secret
 
 
 def _container(synthesized: Synthesized) -> dict[str, Any]:
@@ -38,17 +39,71 @@ def test_container_is_locked_down(synthesized: Synthesized) -> None:
     assert task["RuntimePlatform"]["CpuArchitecture"] == "ARM64"
 
 
-def test_secrets_are_references(synthesized: Synthesized) -> None:
-    """Users and passwords reach the container as ECS secrets; its plain environment has neither."""
+def test_secrets_are_named_and_not_given(synthesized: Synthesized) -> None:
+    """The container gets ARNs: it reads the secrets itself, so that a rotation needs no new task."""
     container = _container(synthesized)
-    named = {each["Name"]: each["ValueFrom"] for each in container["Secrets"]}
-    assert sorted(named) == [
-        "EMBERPOOL_PROXY_CLIENT_PASSWORD",
-        "EMBERPOOL_PROXY_CLIENT_USER",
-        "EMBERPOOL_PROXY_DATABASE_PASSWORD",
-        "EMBERPOOL_PROXY_DATABASE_USER",
-    ]
-    assert not {each["Name"] for each in container["Environment"]} & set(named)
+    assert "Secrets" not in container
+    named = {each["Name"] for each in container["Environment"]}
+    assert {f"EMBERPOOL_PROXY_{name}_SECRET_ARN" for name in ("DATABASE", "CLIENT", "CLIENT_CA")} <= named
+    assert not [name for name in named if "PASSWORD" in name or name.endswith("_USER")]
+
+
+def test_tasks_may_do_with_secrets_what_they_need(synthesized: Synthesized) -> None:
+    """They read three; they write the CA, and beside the functions' password; nothing of a secret's own settings."""
+    policies = synthesized.resources(POOL, "AWS::IAM::Policy")
+    (policy,) = [each for each in policies if "TaskRole" in json.dumps(each["Properties"]["Roles"])]
+    allowed: dict[str, set[str]] = {}
+    for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
+        for resource in _listed(statement["Resource"]):
+            (secret,) = [
+                name for name in ("ClientSecret", "CaSecret", "InstanceSecret") if name in json.dumps(resource)
+            ]
+            allowed.setdefault(secret, set()).update(_listed(statement["Action"]))
+    read = {"secretsmanager:GetSecretValue", "secretsmanager:DescribeSecret"}
+    write, move = "secretsmanager:PutSecretValue", "secretsmanager:UpdateSecretVersionStage"
+    assert allowed == {"InstanceSecret": read, "CaSecret": read | {write}, "ClientSecret": read | {write, move}}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_ca_secret_begins_with_what_the_proxy_takes_for_empty(synthesized: Synthesized) -> None:
+    """The generated value is one that the proxy writes its CA over, and CloudFormation does so only once."""
+    generated = _generator(synthesized, "placeholder")
+    value = {**json.loads(generated["SecretStringTemplate"]), generated["GenerateStringKey"]: "aB3"}
+    assert from_secret(json.dumps(value), "the secret") == ()
+
+
+def _generator(synthesized: Synthesized, key: str) -> dict[str, Any]:
+    secrets = synthesized.resources(POOL, "AWS::SecretsManager::Secret")
+    found = [each["Properties"]["GenerateSecretString"] for each in secrets]
+    (generator,) = [each for each in found if each["GenerateStringKey"] == key]
+    result: dict[str, Any] = generator
+    return result
+
+
+def test_certificate_is_for_the_name_that_functions_use(synthesized: Synthesized) -> None:
+    """The load balancer's name is both the function's host, verified, and the name in the certificate."""
+    environment = {each["Name"]: each["Value"] for each in _container(synthesized)["Environment"]}
+    function = synthesized.only(EXAMPLE, "AWS::Lambda::Function")["Environment"]["Variables"]
+    (balancer, attribute) = environment["EMBERPOOL_PROXY_CLIENT_TLS_HOST_NAMES"]["Fn::GetAtt"]
+    assert attribute == "DNSName"
+    assert f"{balancer}DNSName" in json.dumps(function["EMBERPOOL_HOST"])
+    assert function["EMBERPOOL_SSLMODE"] == "verify-full"
+
+
+def test_tasks_find_each_other_by_name(synthesized: Synthesized) -> None:
+    """ECS registers each task under the name that the tasks look up, with a short life, and they may talk."""
+    environment = {each["Name"]: each["Value"] for each in _container(synthesized)["Environment"]}
+    zone = synthesized.only(POOL, "AWS::ServiceDiscovery::PrivateDnsNamespace")["Name"]
+    registry = synthesized.only(POOL, "AWS::ServiceDiscovery::Service")
+    assert environment["EMBERPOOL_PROXY_FLEET_NAME"] == f"{registry['Name']}.{zone}"
+    assert registry["DnsConfig"]["DnsRecords"] == [{"TTL": 10, "Type": "A"}]
+    assert len(synthesized.only(POOL, "AWS::ECS::Service")["ServiceRegistries"]) == 1
+    rules = [each["Properties"] for each in synthesized.resources(POOL, "AWS::EC2::SecurityGroupIngress")]
+    between = [rule["FromPort"] for rule in rules if rule["GroupId"] == rule["SourceSecurityGroupId"]]
+    assert sorted(between) == [6432, 8080]
 
 
 def test_no_template_holds_a_secret(synthesized: Synthesized) -> None:
@@ -74,11 +129,10 @@ def _leaves(value: Any, key: str = "") -> list[tuple[str, Any]]:
 
 def test_client_secret_is_long_and_needs_no_quoting(synthesized: Synthesized) -> None:
     """The functions' password has at least 256 bits of letters and digits."""
-    generated = synthesized.only(POOL, "AWS::SecretsManager::Secret")["GenerateSecretString"]
+    generated = _generator(synthesized, "password")
     assert generated["PasswordLength"] >= 43
     assert generated["ExcludePunctuation"] is True
     assert json.loads(generated["SecretStringTemplate"]) == {"username": "emberpool"}
-    assert generated["GenerateStringKey"] == "password"
 
 
 def test_load_balancer_is_internal_and_asks_for_readiness(synthesized: Synthesized) -> None:
@@ -90,6 +144,14 @@ def test_load_balancer_is_internal_and_asks_for_readiness(synthesized: Synthesiz
     assert target["HealthCheckPath"] == "/readyz"
     assert target["TargetType"] == "ip"
     assert {"Key": "deregistration_delay.timeout_seconds", "Value": "15"} in target["TargetGroupAttributes"]
+
+
+def test_tasks_see_the_functions_own_address(synthesized: Synthesized) -> None:
+    """The address is kept, and each function asks one node of the balancer: two could bring the same one twice."""
+    attributes = synthesized.only(POOL, "AWS::ElasticLoadBalancingV2::TargetGroup")["TargetGroupAttributes"]
+    assert {"Key": "preserve_client_ip.enabled", "Value": "true"} in attributes
+    balancer = synthesized.only(POOL, "AWS::ElasticLoadBalancingV2::LoadBalancer")["LoadBalancerAttributes"]
+    assert {"Key": "dns_record.client_routing_policy", "Value": "availability_zone_affinity"} in balancer
 
 
 def test_budget_is_in_the_template_and_in_the_tasks(synthesized: Synthesized) -> None:

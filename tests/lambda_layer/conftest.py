@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 import pytest
 
-from emberpool import declared, warm_connection
+from emberpool import declared, telemetry, warm_connection
 from emberpool import settings as names
+from emberpool.session import SessionConnection
 from emberpool_local.postgres.server import EmbeddedPostgres
 
 ROLE, PASSWORD, DATABASE = "layer_user", "layer-password-for-tests", "layer_tests"
+
+Environment = Callable[..., None]
+Admin = psycopg.Connection[Any]
 
 
 @dataclass
@@ -23,6 +31,16 @@ class Context:
 
     def get_remaining_time_in_millis(self) -> int:
         return self.remaining_ms
+
+
+def ledger(admin: Admin) -> list[str]:
+    """Return what the handlers have committed."""
+    return [row[0] for row in admin.execute("select id from ledger order by id")]
+
+
+def terminate(admin: Admin, backend_pid: int) -> None:
+    """End a server connection, and wait until it has ended."""
+    admin.execute("select pg_terminate_backend(%s, 5000)", [backend_pid])
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +79,7 @@ def environment(database: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> 
 
     set_variables()
     declared.shared_connection.cache_clear()
+    telemetry._recorder._warned.clear()  # each test is an environment of its own
     opened = []
     original = declared.shared_connection
     monkeypatch.setattr(declared, "shared_connection", lambda settings: opened.append(original(settings)) or opened[-1])
@@ -78,3 +97,38 @@ def backend_pid(environment: Callable[..., None]) -> Callable[..., int]:
         return connection.execute("select pg_backend_pid()").fetchone()[0]
 
     return handler
+
+
+@pytest.fixture
+def die_at_commit(admin: Admin) -> Iterator[None]:
+    """COMMIT of a row 'aborts' ends the backend before it is committed."""
+    admin.execute(
+        """
+        create or replace function die() returns trigger language plpgsql security definer as
+        $$ begin perform pg_terminate_backend(pg_backend_pid()); perform pg_sleep(5); return null; end $$;
+        create constraint trigger die_at_commit after insert on ledger
+        deferrable initially deferred for each row when (new.id = 'aborts') execute function die();
+        """
+    )
+    yield
+    admin.execute("drop function die cascade")
+
+
+@pytest.fixture
+def cut_after_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loses the connection between the server's commit and its answer: the socket is shut down under libpq."""
+    original = SessionConnection.commit
+
+    def commit(self: SessionConnection) -> None:
+        if self.read_only:
+            return original(self)
+        self.pgconn.send_query(b"COMMIT")
+        self.pgconn.flush()
+        time.sleep(0.3)  # the server has committed by now; its answer is in our socket's buffer
+        with socket.socket(fileno=os.dup(self.pgconn.socket)) as wire:
+            wire.recv(65536)
+            wire.shutdown(socket.SHUT_RDWR)
+        self.pgconn.consume_input()
+        return None
+
+    monkeypatch.setattr(SessionConnection, "commit", commit)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,10 @@ import psycopg
 import pytest
 
 from emberpool import settings as names
-from emberpool_local.lambda_runtime import Environment, Fleet, HandlerNotLoaded, Outcome
+from emberpool_local.lambda_runtime import Environment, Fleet, HandlerNotLoaded
 from emberpool_local.postgres.server import EmbeddedPostgres
 
+from ..local_lambda import NewFleet, answer, wait_until
 from .conftest import DATABASE, PASSWORD, ROLE
 
 # Up to 3.11 the runtime client waits for events in native code, where Python handles no signal. What it does on later
@@ -46,27 +44,14 @@ REGISTERS = RECORDS + "    lifecycle.register(discard, open_again, LayerSettings
 
 
 @pytest.fixture
-def new_fleet(tmp_path: Path) -> Callable[..., Fleet]:
-    """Return what makes a fleet of a handler's source."""
+def new_fleet(new_fleet: NewFleet) -> NewFleet:
+    """The shared one, with real processes and the layer's settings."""
 
     def make(source: str, **given: Any) -> Fleet:
-        (tmp_path / "app.py").write_text(textwrap.dedent(source))
         environment = {**SETTINGS, **CLIENT_OF_LATER_PYTHONS, **given.pop("environment", {})}
-        return Fleet("app:handler", tmp_path, environment, start_method="process", **given)
+        return new_fleet(source, environment=environment, start_method="process", **given)
 
     return make
-
-
-async def wait_until(failure: str, is_true: Callable[[], bool], timeout_seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not is_true():
-        assert time.monotonic() < deadline, failure
-        await asyncio.sleep(0.01)
-
-
-def answer(outcome: Outcome) -> Any:
-    assert outcome.status == "succeeded", outcome
-    return json.loads(outcome.payload)
 
 
 def exit_code(environment: Environment) -> int:
@@ -78,7 +63,7 @@ def exit_code(environment: Environment) -> int:
 
 
 async def test_connection_is_closed_before_the_snapshot_and_opened_after_the_restore(
-    new_fleet: Callable[..., Fleet],
+    new_fleet: NewFleet,
 ) -> None:
     """The snapshot holds no connection, and the restored environment has one before its first invocation."""
     async with new_fleet(REGISTERS, snapstart=True) as fleet:
@@ -91,14 +76,14 @@ async def test_connection_is_closed_before_the_snapshot_and_opened_after_the_res
     assert seen == {"calls": ["before snapshot: True", "discard", "open again"], "is_before_snapshot": False}
 
 
-async def test_first_invocation_restores_the_snapshot(new_fleet: Callable[..., Fleet]) -> None:
+async def test_first_invocation_restores_the_snapshot(new_fleet: NewFleet) -> None:
     """As on Lambda, an environment that is needed is restored without anybody asking for it."""
     async with new_fleet(REGISTERS, snapstart=True) as fleet:
         seen = answer(await fleet.invoke(b"{}"))
     assert seen["calls"] == ["before snapshot: True", "discard", "open again"]
 
 
-async def test_failed_opening_does_not_fail_the_restore(new_fleet: Callable[..., Fleet]) -> None:
+async def test_failed_opening_does_not_fail_the_restore(new_fleet: NewFleet) -> None:
     """A database that is away while an environment is restored is a log line: the invocation tries again."""
     source = REGISTERS.replace('calls.append("open again")', 'raise OSError("database away")')
     async with new_fleet(source, snapstart=True) as fleet:
@@ -108,14 +93,14 @@ async def test_failed_opening_does_not_fail_the_restore(new_fleet: Callable[...,
     assert any("after the restore failed" in line and "database away" in line for line in environment.log_lines)
 
 
-async def test_without_snapstart_connections_may_be_opened_at_once(new_fleet: Callable[..., Fleet]) -> None:
+async def test_without_snapstart_connections_may_be_opened_at_once(new_fleet: NewFleet) -> None:
     """In a usual environment there is no snapshot to wait for, and neither hook runs."""
     async with new_fleet(REGISTERS) as fleet:
         seen = answer(await fleet.invoke(b"{}"))
     assert seen == {"calls": ["before snapshot: False"], "is_before_snapshot": False}
 
 
-async def test_restore_that_fails_ends_the_environment(new_fleet: Callable[..., Fleet]) -> None:
+async def test_restore_that_fails_ends_the_environment(new_fleet: NewFleet) -> None:
     """A hook of the function's own that raises after the restore is a failed invocation, not a hanging one."""
     source = """
         from snapshot_restore_py import register_after_restore
@@ -134,7 +119,7 @@ async def test_restore_that_fails_ends_the_environment(new_fleet: Callable[..., 
 
 
 async def test_shutdown_closes_the_connection_and_ends_the_process(
-    new_fleet: Callable[..., Fleet], database: EmbeddedPostgres, tmp_path: Path
+    new_fleet: NewFleet, database: EmbeddedPostgres, tmp_path: Path
 ) -> None:
     """A frozen environment that Lambda ends says goodbye to PostgreSQL: no unexpected end of file in its log."""
     source = """
@@ -161,7 +146,7 @@ async def test_shutdown_closes_the_connection_and_ends_the_process(
         await wait_until("the backend stayed", lambda: admin.execute(count, (backend,)).fetchone() == (0,))
 
 
-async def test_shutdown_keeps_the_functions_own_handler(new_fleet: Callable[..., Fleet]) -> None:
+async def test_shutdown_keeps_the_functions_own_handler(new_fleet: NewFleet) -> None:
     """A SIGTERM handler that the function installed before runs, too, after the connection is closed."""
     own = "    signal.signal(signal.SIGTERM, lambda *_: (print('own handler', flush=True), sys.exit(3)))\n"
     source = RECORDS + own + REGISTERS.removeprefix(RECORDS)
@@ -172,7 +157,7 @@ async def test_shutdown_keeps_the_functions_own_handler(new_fleet: Callable[...,
     assert exit_code(environment) == 0
 
 
-async def test_failed_close_does_not_keep_the_process(new_fleet: Callable[..., Fleet]) -> None:
+async def test_failed_close_does_not_keep_the_process(new_fleet: NewFleet) -> None:
     """When closing raises the process ends all the same, before the kill."""
     async with new_fleet(REGISTERS.replace('calls.append("discard")', 'raise OSError("broken")')) as fleet:
         answer(await fleet.invoke(b"{}"))
@@ -180,7 +165,7 @@ async def test_failed_close_does_not_keep_the_process(new_fleet: Callable[..., F
     assert exit_code(environment) == 0
 
 
-async def test_invocation_at_its_timeout_closes_the_connection(new_fleet: Callable[..., Fleet]) -> None:
+async def test_invocation_at_its_timeout_closes_the_connection(new_fleet: NewFleet) -> None:
     """Lambda ends the environment of an invocation that takes too long in the same way, and says what it was."""
     source = REGISTERS.replace("return {", "time.sleep(60); return {")
     async with new_fleet(source, timeout_seconds=1) as fleet:
@@ -189,7 +174,7 @@ async def test_invocation_at_its_timeout_closes_the_connection(new_fleet: Callab
     assert "discarded" in outcome.log
 
 
-async def test_shutdown_can_be_left_alone(new_fleet: Callable[..., Fleet]) -> None:
+async def test_shutdown_can_be_left_alone(new_fleet: NewFleet) -> None:
     """With EMBERPOOL_CLOSE_ON_SHUTDOWN off nothing registers: Lambda kills the process at once."""
     async with new_fleet(REGISTERS, environment={names.CLOSE_ON_SHUTDOWN: "off"}) as fleet:
         answer(await fleet.invoke(b"{}"))
@@ -198,7 +183,7 @@ async def test_shutdown_can_be_left_alone(new_fleet: Callable[..., Fleet]) -> No
     assert exit_code(environment) == -signal.SIGKILL
 
 
-async def test_restored_environment_closes_its_connection_at_the_shutdown(new_fleet: Callable[..., Fleet]) -> None:
+async def test_restored_environment_closes_its_connection_at_the_shutdown(new_fleet: NewFleet) -> None:
     """Snapshot and shutdown each close what is open then."""
     async with new_fleet(REGISTERS, snapstart=True) as fleet:
         answer(await fleet.invoke(b"{}"))
@@ -206,7 +191,7 @@ async def test_restored_environment_closes_its_connection_at_the_shutdown(new_fl
     assert environment.log_lines == ["discarded", "discarded"]
 
 
-async def test_process_that_the_function_forks_dies_of_sigterm_as_usual(new_fleet: Callable[..., Fleet]) -> None:
+async def test_process_that_the_function_forks_dies_of_sigterm_as_usual(new_fleet: NewFleet) -> None:
     """Our handler in a forked child closes nothing and leaves the signal its meaning."""
     source = REGISTERS.replace(
         'return {"calls": calls,',
@@ -264,7 +249,7 @@ async def test_extensions_api_that_never_answers_does_not_hold_the_initialisatio
     assert output == "initialised\n"
 
 
-async def test_second_extension_of_the_same_name_is_refused_without_an_error(new_fleet: Callable[..., Fleet]) -> None:
+async def test_second_extension_of_the_same_name_is_refused_without_an_error(new_fleet: NewFleet) -> None:
     """Registered twice (two processes of one environment): Lambda refuses the second, the function goes on."""
     async with new_fleet(REGISTERS + REGISTERS.removeprefix(RECORDS)) as fleet:
         answer(await fleet.invoke(b"{}"))
@@ -298,7 +283,7 @@ def test_ignored_sigterm_stays_ignored() -> None:
 # --- the local Runtime API ---
 
 
-async def test_extension_that_asks_for_no_event_holds_the_initialisation(new_fleet: Callable[..., Fleet]) -> None:
+async def test_extension_that_asks_for_no_event_holds_the_initialisation(new_fleet: NewFleet) -> None:
     """As on Lambda, a registered extension that never asks for its next event keeps the function from being ready."""
     source = """
         import http.client, os

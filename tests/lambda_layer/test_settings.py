@@ -34,7 +34,7 @@ def test_defaults_are_complete() -> None:
         ({names.CONNECT_TIMEOUT_SECONDS: "1"}, "must be between 2 and 60, got 1"),
         ({names.DEADLINE_MARGIN_MS: "-1"}, "must be between 0 and 60000, got -1"),
         ({names.SSLMODE: "prefer"}, "EMBERPOOL_SSLMODE must be one of .*, got 'prefer'"),
-        ({names.SSLMODE: "verify-full"}, "EMBERPOOL_SSLROOTCERT must name the CA's file"),
+        ({names.SSLMODE: "verify-full", names.AUTH: "iam"}, "EMBERPOOL_SSLROOTCERT must name the CA's file"),
         ({names.SECRET_ARN: ""}, "exactly one of EMBERPOOL_SECRET_ARN .* and EMBERPOOL_PASSWORD .*, got neither"),
         ({names.PASSWORD: "hush"}, "got both"),
     ],

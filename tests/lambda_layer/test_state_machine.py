@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from psycopg.rows import dict_row
 
-from emberpool import CommitOutcomeUnknown, ConnectionUnavailable, DeadlineTooClose, NotCommitted, warm_connection
+from emberpool import (
+    CommitOutcomeUnknown,
+    ConnectionUnavailable,
+    DeadlineTooClose,
+    NotCommitted,
+    PoolBusy,
+    warm_connection,
+)
 from emberpool import connection as layer_connection
 from emberpool.declared import shared_connection
 from emberpool.settings import LayerSettings
@@ -176,7 +183,9 @@ class Life(RuleBasedStateMachine):
             self.write(connection, identity)
 
         identity, error = self.invoke(handler, remaining_ms=260, transaction=transaction)
-        assert isinstance(error, psycopg.errors.QueryCanceled | DeadlineTooClose), error
+        # 60 ms are left for all of it: a busy machine may need them to open a connection, or to begin.
+        too_late = (psycopg.errors.QueryCanceled, DeadlineTooClose, ConnectionUnavailable, PoolBusy)
+        assert isinstance(error, too_late), error
         self.expected[identity] = NOT_KEPT
         self.ran_at_most(identity, 0)
 

@@ -106,8 +106,7 @@ def function_output(code: str, **environment: str) -> str:
 def test_plain_warm_invocations_print_nothing(recorder: Recorder, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing is written, to no stream, while nothing but warm invocations happens."""
     for _ in range(1000):
-        recorder.waited(0.4)
-        recorder.invocation_ended(False, Invocation())
+        recorder.invocation_ended(False, Invocation(), 0.4)
     assert capfd.readouterr() == ("", "")
 
 
@@ -116,10 +115,8 @@ def test_first_invocation_reports_the_connection_that_init_opened(
 ) -> None:
     """A connection opened before the first invocation stands in the first invocation's line, once."""
     recorder.opened(41.5, True)
-    recorder.waited(1.25)
-    recorder.invocation_ended(True, Invocation())
-    recorder.waited(0.4)
-    recorder.invocation_ended(False, Invocation())
+    recorder.invocation_ended(True, Invocation(), 1.25)
+    recorder.invocation_ended(False, Invocation(), 0.4)
     output = capsys.readouterr().out
     (line,) = emf_lines(output)
     assert output.endswith("\n")
@@ -136,13 +133,13 @@ def test_line_carries_what_happened_and_the_warm_invocations_before_it(
     recorder: Recorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Counts are summed, reasons listed once each, and warm invocations come along."""
-    recorder.invocation_ended(False, Invocation())
+    recorder.invocation_ended(False, Invocation(), 0.4)
     for _ in range(2):
         recorder.replaced("closed by server")
     recorder.replaced("no answer")
     recorder.retried("lost at BEGIN")
     recorder.deadline_cancelled()
-    recorder.invocation_ended(False, Invocation())
+    recorder.invocation_ended(False, Invocation(), 0.4)
     (line,) = emf_lines(capsys.readouterr().out)
     assert line["ConnectionsReplaced"] == [3]
     assert line["replaced_reasons"] == "closed by server, no answer"
@@ -154,22 +151,20 @@ def test_line_carries_what_happened_and_the_warm_invocations_before_it(
 
 def test_only_a_long_wait_is_worth_a_line(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     """A wait below the threshold is forgotten with its invocation; one at the threshold is reported with it."""
-    recorder.waited(REPORTED_WAIT_MS - 0.1)
-    recorder.invocation_ended(False, Invocation())
+    recorder.invocation_ended(False, Invocation(), REPORTED_WAIT_MS - 0.1)
     assert capsys.readouterr().out == ""
-    recorder.waited(REPORTED_WAIT_MS)
-    recorder.invocation_ended(False, Invocation())
-    recorder.invocation_ended(False, Invocation())
+    recorder.invocation_ended(False, Invocation(), REPORTED_WAIT_MS)
+    recorder.invocation_ended(False, Invocation(), 0.4)
     (line,) = emf_lines(capsys.readouterr().out)
     assert line["PoolWaitTime"] == [REPORTED_WAIT_MS]
 
 
 def test_long_counting_ends_in_a_line(recorder: Recorder, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """Warm invocations are reported after five minutes of the wall clock, also when the environment was frozen."""
-    recorder.invocation_ended(False, Invocation())
+    recorder.invocation_ended(False, Invocation(), 0.4)
     clock.now += LONGEST_COUNTING_SECONDS
-    recorder.invocation_ended(False, Invocation())
-    recorder.invocation_ended(False, Invocation())
+    recorder.invocation_ended(False, Invocation(), 0.4)
+    recorder.invocation_ended(False, Invocation(), 0.4)
     (line,) = emf_lines(capsys.readouterr().out)
     assert line["WarmInvocations"] == [2]
 
@@ -177,7 +172,7 @@ def test_long_counting_ends_in_a_line(recorder: Recorder, clock: Clock, capsys: 
 def test_shutdown_reports_the_rest_once(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     """The last counts of an environment go out at its end, under the function's name."""
     recorder.flush()
-    recorder.invocation_ended(False, Invocation())
+    recorder.invocation_ended(False, Invocation(), 0.4)
     recorder.flush()
     recorder.flush()
     (line,) = emf_lines(capsys.readouterr().out)
@@ -186,12 +181,12 @@ def test_shutdown_reports_the_rest_once(recorder: Recorder, capsys: pytest.Captu
 
 
 def test_line_stays_within_what_cloudwatch_takes(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of more than 100 waits in one invocation the longest are reported."""
+    """Of more than 100 connections that were opened for one line the longest times are reported."""
     for number in range(250):
-        recorder.waited(float(number))
-    recorder.invocation_ended(False, Invocation())
+        recorder.opened(float(number), False)
+    recorder.invocation_ended(False, Invocation(), 0.4)
     (line,) = emf_lines(capsys.readouterr().out)
-    assert line["PoolWaitTime"] == [float(number) for number in range(150, 250)]
+    assert line["ConnectionOpenTime"] == [float(number) for number in range(150, 250)]
 
 
 @pytest.mark.parametrize(("variable", "value"), [(names.METRICS, "off"), ("AWS_LAMBDA_FUNCTION_NAME", None)])
@@ -207,7 +202,7 @@ def test_no_metrics_when_off_or_outside_of_lambda(
     if value:
         monkeypatch.setenv(variable, value)
     recorder.opened(5, True)
-    recorder.invocation_ended(True, Invocation())
+    recorder.invocation_ended(True, Invocation(), 0.4)
     assert capsys.readouterr().out == ""
 
 
@@ -224,7 +219,7 @@ def test_closed_output_does_not_fail_the_invocation(recorder: Recorder, monkeypa
     with open(os.devnull, "w") as stream:  # noqa: PTH123 (any closed stream)
         monkeypatch.setattr(sys, "stdout", stream)
     recorder.opened(5, True)
-    recorder.invocation_ended(True, Invocation())
+    recorder.invocation_ended(True, Invocation(), 0.4)
 
 
 def test_log_lines_are_json_and_level_says_whether_to_act(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
@@ -281,7 +276,7 @@ def test_telemetry_does_not_import_powertools() -> None:
         telemetry.opened(5, True)
         telemetry.replaced("forked")
         telemetry.warned("listen", "text")
-        telemetry.invocation_ended(True, None)
+        telemetry.invocation_ended(True, None, 0.4)
         loaded = [name for name in sys.modules if "powertools" in name or name.split(".")[0] in ("psycopg", "boto3")]
         assert not loaded, loaded
         """
@@ -297,12 +292,12 @@ def test_forked_child_does_not_report_what_its_parent_collected() -> None:
         from emberpool import telemetry
         telemetry.opened(5, True)
         if os.fork() == 0:
-            telemetry.invocation_ended(False, None)
+            telemetry.invocation_ended(False, None, 0.4)
             telemetry.replaced("forked")
-            telemetry.invocation_ended(False, None)
+            telemetry.invocation_ended(False, None, 0.4)
             os._exit(0)
         os.wait()
-        telemetry.invocation_ended(True, None)
+        telemetry.invocation_ended(True, None, 0.4)
         """
     )
     child, parent = emf_lines(output)
@@ -325,8 +320,7 @@ USERS_FUNCTION = """
         telemetry.opened(41.5, True)
         telemetry.opened(12.5, False)
         telemetry.replaced("closed by server")
-        telemetry.waited(1.25)
-        telemetry.invocation_ended(True, context)
+        telemetry.invocation_ended(True, context, 1.25)
         metrics.add_metric(name="Paid", unit="Count", value=2)
 
     handler({"id": "corr-7"}, SimpleNamespace(
@@ -374,8 +368,7 @@ async def test_lambdas_log_shows_a_line_for_the_cold_invocation_only(tmp_path: P
             global is_cold
             if is_cold:
                 telemetry.opened(41.5, True)
-            telemetry.waited(0.4)
-            telemetry.invocation_ended(is_cold, context)
+            telemetry.invocation_ended(is_cold, context, 0.4)
             is_cold = False
             return context.aws_request_id
     """

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emberpool_local.errors import EventInvalid, HandlerInvalid
-from emberpool_local.lambda_runtime import Environment, Fleet, HandlerNotLoaded, Outcome
+from emberpool_local.lambda_runtime import Environment, Fleet, HandlerNotLoaded
+
+from ..local_lambda import NewFleet, answer, wait_until
 
 METHODS = ("process", "fork")
 
@@ -28,38 +27,13 @@ ECHO = """
 """
 
 
-@pytest.fixture
-def new_fleet(tmp_path: Path) -> Callable[..., Fleet]:
-    """Return what makes a fleet of a handler's source."""
-
-    def make(source: str, *, module: str = "app", **settings: Any) -> Fleet:
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
-        settings.setdefault("handler", f"{module}:handler")
-        settings.setdefault("start_method", "fork")
-        return Fleet(code_folder=tmp_path, **settings)
-
-    return make
-
-
-async def wait_until(failure: str, is_true: Callable[[], bool], timeout_seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not is_true():
-        assert time.monotonic() < deadline, failure
-        await asyncio.sleep(0.01)
-
-
-def answer(outcome: Outcome) -> Any:
-    assert outcome.status == "succeeded", outcome
-    return json.loads(outcome.payload)
-
-
 def is_stopped(environment: Environment) -> bool:
     status = Path(f"/proc/{environment.pid}/stat").read_text()
     return status.rpartition(")")[2].split()[0] in "Tt"
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_warm_invocations_keep_process_and_state(new_fleet: Callable[..., Fleet], method: str) -> None:
+async def test_warm_invocations_keep_process_and_state(new_fleet: NewFleet, method: str) -> None:
     """The first invocation is cold; the next ones run in the same process with the module's state kept."""
     async with new_fleet(ECHO, start_method=method) as fleet:
         first = await fleet.invoke(b'{"order": 7}')
@@ -76,7 +50,7 @@ async def test_warm_invocations_keep_process_and_state(new_fleet: Callable[..., 
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_handler_sees_what_lambda_gives_it(new_fleet: Callable[..., Fleet], method: str) -> None:
+async def test_handler_sees_what_lambda_gives_it(new_fleet: NewFleet, method: str) -> None:
     """Context, variables, arguments, import path, working folder and session are those of a Lambda environment."""
     source = """
         import os, sys, time
@@ -117,7 +91,7 @@ async def test_handler_sees_what_lambda_gives_it(new_fleet: Callable[..., Fleet]
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_developers_secrets_do_not_reach_the_handler(
-    new_fleet: Callable[..., Fleet], method: str, monkeypatch: pytest.MonkeyPatch
+    new_fleet: NewFleet, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of our own variables only the allow-list is passed, and boto3 would find no credentials by itself."""
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "PGPASSWORD", "GITHUB_TOKEN"):
@@ -131,7 +105,7 @@ async def test_developers_secrets_do_not_reach_the_handler(
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_handler_that_raises_fails_and_stays_warm(new_fleet: Callable[..., Fleet], method: str) -> None:
+async def test_handler_that_raises_fails_and_stays_warm(new_fleet: NewFleet, method: str) -> None:
     """The outcome has the exception's type, message and trace, and the environment takes the next event."""
     source = """
         def handler(event, context):
@@ -150,7 +124,7 @@ async def test_handler_that_raises_fails_and_stays_warm(new_fleet: Callable[...,
     assert again.environment_number == outcome.environment_number
 
 
-async def test_log_has_what_this_invocation_printed(new_fleet: Callable[..., Fleet]) -> None:
+async def test_log_has_what_this_invocation_printed(new_fleet: NewFleet) -> None:
     """An outcome's log has prints, logging and children's output of that invocation only."""
     source = """
         import logging, subprocess, sys
@@ -172,9 +146,7 @@ async def test_log_has_what_this_invocation_printed(new_fleet: Callable[..., Fle
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_timeout_kills_the_environment_and_its_children(
-    new_fleet: Callable[..., Fleet], method: str, tmp_path: Path
-) -> None:
+async def test_timeout_kills_the_environment_and_its_children(new_fleet: NewFleet, method: str, tmp_path: Path) -> None:
     """An invocation above the timeout is timed_out; its process and what that started are gone."""
     source = """
         import os, subprocess, time
@@ -207,7 +179,7 @@ def is_alive(pid: str) -> bool:
     [("sys.exit(3)", 3), ("os._exit(4)", 4), ("os.kill(os.getpid(), 11)", -11)],
 )
 async def test_process_that_ends_is_crashed_and_replaced(
-    new_fleet: Callable[..., Fleet], method: str, statement: str, exit_code: int
+    new_fleet: NewFleet, method: str, statement: str, exit_code: int
 ) -> None:
     """The outcome is crashed with the exit code, and the next invocation is cold in another environment."""
     source = f"""
@@ -241,7 +213,7 @@ async def test_process_that_ends_is_crashed_and_replaced(
     ],
 )
 async def test_handler_that_cannot_be_loaded(
-    new_fleet: Callable[..., Fleet], method: str, source: str, error_type: str, message: str, next_step: str
+    new_fleet: NewFleet, method: str, source: str, error_type: str, message: str, next_step: str
 ) -> None:
     """Each way in which loading fails is a HandlerInvalid with the handler, the cause and what to do next."""
     async with new_fleet(source, start_method=method) as fleet:
@@ -262,7 +234,7 @@ async def test_handler_that_cannot_be_loaded(
         assert "hm\n" in error.log
 
 
-async def test_missing_module_names_the_folder(new_fleet: Callable[..., Fleet], tmp_path: Path) -> None:
+async def test_missing_module_names_the_folder(new_fleet: NewFleet, tmp_path: Path) -> None:
     """A module that is not there is looked for in the code folder, and the error says so."""
     async with new_fleet(ECHO, handler="orders.api:handler") as fleet:
         with pytest.raises(HandlerNotLoaded, match="No module named 'orders'") as caught:
@@ -271,7 +243,7 @@ async def test_missing_module_names_the_folder(new_fleet: Callable[..., Fleet], 
     assert str(tmp_path) in caught.value.next_step
 
 
-async def test_handler_that_waits_forever_at_import(new_fleet: Callable[..., Fleet]) -> None:
+async def test_handler_that_waits_forever_at_import(new_fleet: NewFleet) -> None:
     """An initialisation above its limit is ended and reported."""
     source = "import time\ntime.sleep(1000)"
     async with new_fleet(source, init_timeout_seconds=0.5) as fleet:
@@ -286,7 +258,7 @@ async def test_missing_code_folder_is_named(tmp_path: Path) -> None:
         await Fleet("app:handler", tmp_path / "nowhere").__aenter__()
 
 
-async def test_dotted_module_is_loaded(new_fleet: Callable[..., Fleet], tmp_path: Path) -> None:
+async def test_dotted_module_is_loaded(new_fleet: NewFleet, tmp_path: Path) -> None:
     """A handler in a package is named with dots."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "orders.py").write_text("def create(event, context):\n    return __name__")
@@ -296,7 +268,7 @@ async def test_dotted_module_is_loaded(new_fleet: Callable[..., Fleet], tmp_path
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_frozen_environment_stands_still_and_answers_after_thaw(
-    new_fleet: Callable[..., Fleet], method: str, tmp_path: Path
+    new_fleet: NewFleet, method: str, tmp_path: Path
 ) -> None:
     """Idle environments are stopped with all their threads; the next event lets them go on."""
     source = """
@@ -328,7 +300,7 @@ async def test_frozen_environment_stands_still_and_answers_after_thaw(
         assert not environment.is_frozen
 
 
-async def test_environments_run_on_when_freezing_is_off(new_fleet: Callable[..., Fleet]) -> None:
+async def test_environments_run_on_when_freezing_is_off(new_fleet: NewFleet) -> None:
     """With freeze_when_idle=False an idle environment is not stopped."""
     async with new_fleet(ECHO, freeze_when_idle=False) as fleet:
         await fleet.scale_out(1)
@@ -337,7 +309,7 @@ async def test_environments_run_on_when_freezing_is_off(new_fleet: Callable[...,
         assert not is_stopped(fleet.environments[0])
 
 
-async def test_sixty_environments_run_at_once_each_for_itself(new_fleet: Callable[..., Fleet]) -> None:
+async def test_sixty_environments_run_at_once_each_for_itself(new_fleet: NewFleet) -> None:
     """Sixty concurrent invocations run in sixty processes with their own variables and state."""
     source = """
         import os, time
@@ -361,7 +333,7 @@ async def test_sixty_environments_run_at_once_each_for_itself(new_fleet: Callabl
 
 
 async def test_invocations_above_the_maximum_wait_for_a_free_environment(
-    new_fleet: Callable[..., Fleet],
+    new_fleet: NewFleet,
 ) -> None:
     """More invocations than environments are all served, by as many environments as are allowed."""
     async with new_fleet(ECHO, max_environments=2) as fleet:
@@ -372,7 +344,7 @@ async def test_invocations_above_the_maximum_wait_for_a_free_environment(
 
 
 async def test_waiting_invocation_gets_a_new_environment_when_one_dies(
-    new_fleet: Callable[..., Fleet],
+    new_fleet: NewFleet,
 ) -> None:
     """When the only environment crashes, whoever waited for it is served by a new one."""
     source = """
@@ -387,7 +359,7 @@ async def test_waiting_invocation_gets_a_new_environment_when_one_dies(
     assert second.is_cold
 
 
-async def test_given_environment_runs_the_invocation(new_fleet: Callable[..., Fleet]) -> None:
+async def test_given_environment_runs_the_invocation(new_fleet: NewFleet) -> None:
     """An invocation can be sent to a given free environment; a busy or dead one is refused."""
     async with new_fleet(ECHO) as fleet:
         await fleet.scale_out(3)
@@ -400,9 +372,7 @@ async def test_given_environment_runs_the_invocation(new_fleet: Callable[..., Fl
             await fleet.invoke(b"{}", environment=other)
 
 
-async def test_cancelled_invocation_does_not_return_its_environment(
-    new_fleet: Callable[..., Fleet], tmp_path: Path
-) -> None:
+async def test_cancelled_invocation_does_not_return_its_environment(new_fleet: NewFleet, tmp_path: Path) -> None:
     """The environment of a cancelled invocation is killed: the next event never meets a busy one."""
     source = """
         import time
@@ -420,7 +390,7 @@ async def test_cancelled_invocation_does_not_return_its_environment(
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_sizes_are_limited_as_on_lambda(new_fleet: Callable[..., Fleet], method: str) -> None:
+async def test_sizes_are_limited_as_on_lambda(new_fleet: NewFleet, method: str) -> None:
     """6 MB in and out pass; more is refused before the handler, or fails with Function.ResponseSizeTooLarge."""
     source = 'def handler(event, context):\n    return "x" * (event if isinstance(event, int) else len(event))'
     largest_text = 6_291_456 - 2  # the quotes
@@ -434,9 +404,7 @@ async def test_sizes_are_limited_as_on_lambda(new_fleet: Callable[..., Fleet], m
         assert answer(await fleet.invoke(b"1")) == "x"
 
 
-async def test_package_of_the_function_wins_over_the_imported_ahead(
-    new_fleet: Callable[..., Fleet], tmp_path: Path
-) -> None:
+async def test_package_of_the_function_wins_over_the_imported_ahead(new_fleet: NewFleet, tmp_path: Path) -> None:
     """A package that the function brings along is the one that its handler imports, forked or not."""
     (tmp_path / "psycopg").mkdir()
     (tmp_path / "psycopg" / "__init__.py").write_text("__version__ = 'my own'")
@@ -452,15 +420,13 @@ async def test_package_of_the_function_wins_over_the_imported_ahead(
         ({"start_method": "spawn"}, "start_method must be one of auto, process, fork, got 'spawn'"),
     ],
 )
-def test_settings_out_of_range_are_refused(
-    new_fleet: Callable[..., Fleet], settings: dict[str, Any], message: str
-) -> None:
+def test_settings_out_of_range_are_refused(new_fleet: NewFleet, settings: dict[str, Any], message: str) -> None:
     """The error has the setting, the allowed range and the value seen."""
     with pytest.raises(ValueError, match=message):
         new_fleet(ECHO, **settings)
 
 
-async def test_more_than_the_maximum_cannot_be_started(new_fleet: Callable[..., Fleet]) -> None:
+async def test_more_than_the_maximum_cannot_be_started(new_fleet: NewFleet) -> None:
     """Scaling out above max_environments starts nothing."""
     async with new_fleet(ECHO, max_environments=2) as fleet:
         with pytest.raises(ValueError, match="at most 2 environments"):

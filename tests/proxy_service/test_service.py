@@ -134,10 +134,10 @@ def test_drain_lets_the_running_transaction_end(make_proxy: MakeProxy) -> None:
     idle = psycopg.connect(proxy.conninfo(), autocommit=True)
     idle.execute("select 1")
     busy = psycopg.connect(proxy.conninfo())
-    busy.execute("create table if not exists drained (id int)")
+    busy.execute("create table if not exists committed_in_drain (id int)")
     proxy.terminate()
     wait_until("the drain did not begin", lambda: proxy.get("/readyz")[1].get("reason") == "draining")
-    busy.execute("insert into drained values (1)")
+    busy.execute("insert into committed_in_drain values (1)")
     busy.commit()
     wait_until("the proxy did not end", lambda: proxy.exit_code() is not None)
     assert proxy.exit_code() == 0

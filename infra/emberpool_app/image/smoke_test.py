@@ -26,9 +26,9 @@ from emberpool_local.host.temp_folder import TempFolder
 from emberpool_local.host.waiting import wait_until
 from emberpool_local.postgres.program import find_postgres
 from emberpool_local.postgres.server import EmbeddedPostgres
-from emberpool_proxy.certificates import Certificate, self_signed
 from emberpool_proxy.pgbouncer.config import CLIENT_CA_FILE
 from emberpool_proxy.settings import ProxySettings, variable
+from emberpool_proxy.tls.authority import Authority, utc_now
 
 MOST_IMAGE_MEGABYTES = 200  # each new task pulls it before it serves
 CONNECT_SECONDS = 10
@@ -42,10 +42,10 @@ def smoke_test(docker: Docker, image: str, show: Callable[[str], None]) -> None:
     Raises SmokeTestFailed, DockerFailed and what EmbeddedPostgres raises.
     """
     _check_size(docker, image)
-    certificate = self_signed()
-    with TempFolder("image") as folder, _database(folder, certificate) as postgres:
+    authority = Authority.make(utc_now())
+    with TempFolder("image") as folder, _database(folder, authority) as postgres:
         trial = _Trial(docker, image, folder, _settings(postgres))
-        trial.write_authorities(certificate)
+        trial.write_authorities(authority)
         _check_wrong_setting_is_refused(trial)
         show("a wrong setting ends it with exit code 2 and one line that names it")
         with trial.container() as container:
@@ -75,7 +75,7 @@ class _Trial:
         settings = self.settings | changed_settings
         return ImageContainer(self.docker, self.image, settings, self.authorities, self.folder)
 
-    def write_authorities(self, certificate: Certificate) -> None:
+    def write_authorities(self, authority: Authority) -> None:
         """Write the image's own bundle of authorities with ours added: PgBouncer has to load all of them."""
         read_bundle = ("run", "--rm", "--network", "none", "--entrypoint", "cat", self.image, CA_FILE)
         bundle = self.docker.output(*read_bundle)
@@ -84,7 +84,7 @@ class _Trial:
         except ssl.SSLError as error:
             # PgBouncer would skip what it cannot read, and know fewer authorities.
             raise SmokeTestFailed(f"smoke test: {CA_FILE} of the image is no list of certificates: {error}") from error
-        self.authorities.write_text(bundle + certificate.certificate_pem.decode())
+        self.authorities.write_text(bundle + authority.certificate_pem)
 
 
 def _check_size(docker: Docker, image: str) -> None:
@@ -97,16 +97,16 @@ def _check_size(docker: Docker, image: str) -> None:
 
 
 @contextmanager
-def _database(folder: Path, certificate: Certificate) -> Iterator[EmbeddedPostgres]:
-    """Run a PostgreSQL that has `certificate`, if it was built with TLS."""
+def _database(folder: Path, authority: Authority) -> Iterator[EmbeddedPostgres]:
+    """Run a PostgreSQL with a certificate that `authority` signed, if it was built with TLS."""
     program = find_postgres()
     settings = {}
     if program.has_tls:
-        files = {"ssl_cert_file": certificate.certificate_pem, "ssl_key_file": certificate.key_pem}
-        for name, content in files.items():
+        pair = authority.issue((), utc_now())
+        for name, content in zip(("ssl_cert_file", "ssl_key_file"), pair, strict=True):
             path = folder / name
             path.touch(mode=0o600)
-            path.write_bytes(content)
+            path.write_text(content)
             give_to(server_user(), path)
             settings[name] = str(path)
         settings["ssl"] = "on"
@@ -149,8 +149,8 @@ def _check_user(container: ImageContainer) -> None:
 
 
 def _connect(container: ImageContainer) -> psycopg.Connection:
-    certificate = container.child.log_path.with_name(CLIENT_CA_FILE)
-    certificate.write_text(container.run("cat", f"{ProxySettings.run_folder}/{CLIENT_CA_FILE}"))
+    authority = container.child.log_path.with_name(CLIENT_CA_FILE)
+    authority.write_text(container.run("cat", f"{ProxySettings.run_folder}/{CLIENT_CA_FILE}"))
     conninfo = make_conninfo(
         host=LOOPBACK,
         port=container.settings["client_port"],
@@ -158,7 +158,7 @@ def _connect(container: ImageContainer) -> psycopg.Connection:
         password=container.settings["client_password"],
         dbname=DATABASE,
         sslmode="verify-full",
-        sslrootcert=str(certificate),
+        sslrootcert=str(authority),
         connect_timeout=CONNECT_SECONDS,
     )
     try:

@@ -44,6 +44,7 @@ def left_over(server: MotoServer) -> list[Row]:
     return [
         *(row for row in _stacks(server) if row.name != BOOTSTRAP_STACK),
         *_network_left(server),
+        *_namespaces_left(server),
         *_roles_left(server),
         *_storage_left(server),
         *_service(server),
@@ -71,6 +72,14 @@ def _network_left(server: MotoServer) -> list[Row]:
         for kind, (resources, name) in found.items()
         for each in resources
         if each["VpcId"] not in default
+    ]
+
+
+def _namespaces_left(server: MotoServer) -> list[Row]:
+    cloud_map = server.client("servicediscovery")
+    return [
+        *(Row("namespace", each["Name"], each["Type"]) for each in cloud_map.list_namespaces()["Namespaces"]),
+        *(Row("Cloud Map service", each["Name"], each["Id"]) for each in cloud_map.list_services()["Services"]),
     ]
 
 
@@ -111,9 +120,11 @@ def _service(server: MotoServer) -> list[Row]:
 
 def _task(task: dict[str, Any]) -> Row:
     container = task["containerDefinitions"][0]
+    variables = [each["name"] for each in container.get("environment", [])]
+    secrets = [name for name in variables if name.endswith("_SECRET_ARN")]
     facts = (
         f"{task['cpu']} CPU units, {task['memory']} MiB, user {container.get('user', 'root')}, "
-        f"{len(container.get('environment', []))} variables, {len(container.get('secrets', []))} secrets"
+        f"{len(variables)} variables, {len(secrets)} of them name a secret"
     )
     return Row("task definition", f"{task['family']}:{task['revision']}", facts)
 

@@ -30,7 +30,12 @@ SHUTDOWN_SECONDS = 0.5
 
 
 class Environment:
-    """An execution environment of the function; it runs one invocation at a time."""
+    """An execution environment: it runs one invocation at a time, or `max_concurrency` of them, each in a worker.
+
+    With several at a time it is as on Lambda Managed Instances: never frozen in the middle of an invocation, ready when
+    the first worker is, and not ended at a timeout, where the code runs on. A worker that dies is not replaced, and its
+    invocation ends at the timeout. What is printed meanwhile is in the log of all that run.
+    """
 
     def __init__(self, number: int, function: Function, on_end: Callable[[Environment], None]) -> None:
         self.number = number
@@ -46,8 +51,7 @@ class Environment:
         # Held by both: a close in the middle of a start would find nothing to kill yet.
         self._starting_or_closing = asyncio.Lock()
         self._loaded: asyncio.Future[None] | None = None
-        self._request_id: str | None = None
-        self._answer: asyncio.Future[tuple[Answer, float]] | None = None
+        self._answers: dict[str, asyncio.Future[tuple[Answer, float]]] = {}  # of what runs, by request id
         self._resting = asyncio.Event()  # waits for an event, or has ended: nothing more comes from it
 
     def __repr__(self) -> str:
@@ -111,39 +115,42 @@ class Environment:
     async def invoke(self, payload: bytes) -> Outcome:
         """Run one invocation and wait until the environment is ready for the next one, or gone; restore it before.
 
-        At the timeout the process is ended, and killed when the caller is cancelled.
+        At the timeout the process is ended, and killed when the caller is cancelled; not so where it runs several.
         """
         await self.restore()
         self._output.read()
         position = self._output.position
         event = self._event(payload)
-        self._answer = asyncio.get_running_loop().create_future()
-        self._request_id = event.request_id
+        answer = self._answers[event.request_id] = asyncio.get_running_loop().create_future()
         self._resting.clear()
         if self.has_ended:
-            self._end_invocation()
+            self._end_invocations()
         self.thaw()
         started = time.perf_counter()
         self._api.hand_over(event)
         try:
             async with asyncio.timeout(self._function.timeout_seconds):
-                await self._answer
+                await answer
                 # The invocation lasts until the client asks for the next event, as on Lambda.
-                await self._resting.wait()
+                if not self._function.takes_several:
+                    await self._resting.wait()
         except TimeoutError:
-            await self._shut_down()
+            if not self._function.takes_several:
+                await self._shut_down()
         except asyncio.CancelledError:
-            await self.kill()
+            if not self._function.takes_several:
+                await self.kill()
             raise
-        return self._outcome(started, position)
+        finally:
+            del self._answers[event.request_id]
+            self._api.withdraw(event)
+        return self._outcome(answer, started, position)
 
-    def _outcome(self, started: float, position: int) -> Outcome:
-        assert self._answer is not None  # noqa: S101 (set by invoke)
-        if self._answer.done() and not self._answer.cancelled():
-            answer, ended = self._answer.result()
+    def _outcome(self, answered: asyncio.Future[tuple[Answer, float]], started: float, position: int) -> Outcome:
+        if answered.done() and not answered.cancelled():
+            answer, ended = answered.result()
         else:
             answer, ended = ending.timed_out(self._function.timeout_seconds), time.perf_counter()
-        self._answer = self._request_id = None
         self._output.read()
         return Outcome(
             status=answer.status,
@@ -168,8 +175,8 @@ class Environment:
         )
 
     def freeze(self) -> None:
-        """Stop the process and its children, as Lambda does between invocations."""
-        if self._process is not None and not self._is_frozen:
+        """Stop the process and its children, as Lambda does between invocations; nothing happens while one runs."""
+        if self._process is not None and not self._is_frozen and not self._answers:
             self._is_frozen = True
             self._process.signal(signal.SIGSTOP)
 
@@ -202,7 +209,10 @@ class Environment:
         """End the process as Lambda does: with an extension there, by SIGTERM and a moment before the kill."""
         if self._process is not None and self._api.has_extension:
             self.thaw()
-            self._process.terminate()
+            if self._function.takes_several:
+                self._process.terminate_workers()
+            else:
+                self._process.terminate()
             await asyncio.wait([self._process.exited], timeout=SHUTDOWN_SECONDS)
         await self.kill()
 
@@ -239,10 +249,11 @@ class Environment:
             self._loaded.set_result(None)
 
     def on_answer(self, request_id: str, answer: Answer) -> bool:
-        """Take the answer of the current invocation; false for any other."""
-        if request_id != self._request_id or self._answer is None or self._answer.done():
+        """Take the answer of an invocation that runs; false for any other."""
+        waited_for = self._answers.get(request_id)
+        if waited_for is None or waited_for.done():
             return False
-        self._answer.set_result((answer, time.perf_counter()))
+        waited_for.set_result((answer, time.perf_counter()))
         return True
 
     def on_init_error(self, report: ErrorReport) -> None:
@@ -262,11 +273,12 @@ class Environment:
                 else ended_while_loading(self._function, exited.result(), self._output.text())
             )
             self._loaded.exception()  # read, so that asyncio does not complain when the start was cancelled
-        self._end_invocation()
+        self._end_invocations()
         self._on_end(self)
 
-    def _end_invocation(self) -> None:
+    def _end_invocations(self) -> None:
         assert self._process is not None  # noqa: S101 (only once it has ended)
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result((ending.crashed(self._process.exited.result()), time.perf_counter()))
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_result((ending.crashed(self._process.exited.result()), time.perf_counter()))
         self._resting.set()

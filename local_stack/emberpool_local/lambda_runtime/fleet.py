@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import dataclasses
 import os
 import resource
@@ -46,6 +45,8 @@ class Fleet:
     `start_method` is "process" (a Python each), "fork" (from a template with the common imports done) or "auto":
     processes as long as there are few. Environments are stopped while idle unless `freeze_when_idle` is false.
     With `snapstart` each one waits as a snapshot after its initialisation, and its first invocation restores it.
+    With `max_concurrency` above 1 each one takes that many invocations at a time, in a process each, and is never
+    stopped: Lambda Managed Instances.
     Unlike on AWS, they share this machine's /tmp, and `memory_mb` is only told to the handler.
 
     Nothing runs before `async with`, and everything has ended after it. If this process is killed, the
@@ -67,9 +68,12 @@ class Fleet:
         function_name: str = "function",
         init_timeout_seconds: float = 60.0,
         snapstart: bool = False,
+        max_concurrency: int = 1,
     ) -> None:
         if max_environments < 1:
             raise ValueError(f"max_environments must be at least 1, got {max_environments}")
+        if max_concurrency < 1 or (snapstart and max_concurrency > 1):
+            raise ValueError(f"max_concurrency must be at least 1, and 1 with snapstart, got {max_concurrency}")
         if timeout_seconds <= 0 or init_timeout_seconds <= 0:
             raise ValueError(f"timeouts must be above 0, got {timeout_seconds} and {init_timeout_seconds}")
         if start_method not in START_METHODS:
@@ -83,13 +87,14 @@ class Fleet:
             memory_mb=memory_mb,
             init_timeout_seconds=init_timeout_seconds,
             is_snapstart=snapstart,
+            max_concurrency=max_concurrency,
         )
         self._max_environments = max_environments
         self._start_method = start_method
-        self._freezes_when_idle = freeze_when_idle
+        self._freezes_when_idle = freeze_when_idle and max_concurrency == 1
         self._environments: dict[int, Environment] = {}
         self._last_number = 0
-        self._free: list[Environment] = []
+        self._free: list[Environment] = []  # each once for every invocation that it may take
         # Whoever waits gets an environment, or None: there is room for a new one.
         self._waiting: collections.deque[asyncio.Future[Environment | None]] = collections.deque()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -150,7 +155,8 @@ class Fleet:
         async def start(environment: Environment) -> None:
             await self._initialise(environment, method)
             ready.append(environment)
-            self._release(environment)
+            for _ in range(self._function.max_concurrency):
+                self._release(environment)
             if progress is not None:
                 progress(len(ready), count)
 
@@ -190,6 +196,8 @@ class Fleet:
             if len(self._environments) < self._max_environments:
                 environment = self._new_environment()
                 await self._initialise(environment, self._method_for(len(self._environments)))
+                for _ in range(self._function.max_concurrency - 1):
+                    self._release(environment)
                 return environment, True
             given = await self._wait_in_line(is_first_in_line)
             if given is not None:
@@ -241,7 +249,7 @@ class Fleet:
     async def _initialise(self, environment: Environment, method: StartMethod) -> None:
         start = self._fork_server.start if method == "fork" else self._start_process
         try:
-            _allow_file_descriptors(len(self._environments))
+            _allow_file_descriptors(len(self._environments) * self._function.max_concurrency)
             async with self._starting:
                 self._check_open()
                 await environment.start(start)
@@ -267,8 +275,7 @@ class Fleet:
 
     def _remove(self, environment: Environment) -> None:
         if self._environments.pop(environment.number, None) is not None:
-            with contextlib.suppress(ValueError):
-                self._free.remove(environment)
+            self._free = [each for each in self._free if each is not environment]
             self._offer(None)
 
 

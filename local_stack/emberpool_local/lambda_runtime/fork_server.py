@@ -14,15 +14,13 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from emberpool_local.errors import LocalStackError
 from emberpool_local.lambda_runtime.output import Output
-from emberpool_local.lambda_runtime.process import RunningProcess, dying_with_us
+from emberpool_local.lambda_runtime.process import TEMPLATE, RunningProcess, dying_with_us
 from emberpool_local.lambda_runtime.variables import Function, function_variables
 
-TEMPLATE = Path(__file__).with_name("fork_template.py")
 LARGEST_MESSAGE_BYTES = 64 * 1024
 END_SECONDS = 5.0
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 LARGEST_MESSAGE_BYTES = 64 * 1024
 PR_SET_PDEATHSIG = 1  # prctl(2)
+MAX_CONCURRENCY = "AWS_LAMBDA_MAX_CONCURRENCY"
 
 # Not awslambdaric.bootstrap: its native client reads the Runtime API's address when it is imported.
 IMPORTED = (
@@ -136,18 +137,39 @@ class Template:
 
 def become_environment(birth: Birth, handler: str) -> None:
     """Run the runtime client in this process, as a new Python would."""
-    # Set before looking at the parent: a template that died in between would not be noticed otherwise.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != birth.template_pid:
-        os._exit(1)
+    die_with(birth.template_pid)
     os.setsid()
     for standard in (sys.stdout.fileno(), sys.stderr.fileno()):
         os.dup2(birth.output, standard)
     os.close(birth.output)
     os.environ.update(birth.variables)
+    gc.unfreeze()
+    run_client(handler)
+
+
+def die_with(parent_pid: int) -> None:
+    """Let the kernel kill this process when its parent ends."""
+    # Set before looking at the parent: one that died in between would not be noticed otherwise.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def run_client(handler: str) -> None:
+    """Run the runtime client as `python -m awslambdaric` does; the workers that it forks end with it."""
+    if MAX_CONCURRENCY in os.environ:
+        client_pid = os.getpid()
+        is_worker = False
+
+        def after_fork() -> None:
+            nonlocal is_worker
+            if not is_worker:  # what a handler forks is its own business
+                is_worker = True
+                die_with(client_pid)
+
+        os.register_at_fork(after_in_child=after_fork)
     sys.argv = ["awslambdaric", handler]
     sys.path.insert(0, str(os.getcwd()))  # noqa: PTH109 (pathlib would be one more import in every environment)
-    gc.unfreeze()
     runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)
 
 
@@ -162,10 +184,16 @@ def import_ahead() -> None:
 
 
 def main() -> None:
-    """Serve the control socket whose file descriptor is the first argument; the second is the handler."""
-    descriptor, handler = sys.argv[1:]
+    """Serve the control socket whose file descriptor is the first argument; the second is the handler.
+
+    With the handler alone this process itself runs the client.
+    """
+    *descriptors, handler = sys.argv[1:]
+    if not descriptors:
+        run_client(handler)
+        return
     import_ahead()
-    template = Template(socket.socket(fileno=int(descriptor)))
+    template = Template(socket.socket(fileno=int(descriptors[0])))
     birth = template.serve()
     if birth is None:
         template.kill_children()

@@ -15,9 +15,13 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from emberpool_local.errors import SystemPackagesMissing
 from emberpool_local.lambda_runtime.variables import Function, function_variables
+
+# A script of its own: in the process that forks environments, and in one that forks workers that shall die with it.
+TEMPLATE = Path(__file__).with_name("fork_template.py")
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,26 @@ class RunningProcess:
         To its main thread: just thawed, any other might take the signal, and Python would not wake the main one.
         """
         if not self.exited.done():
-            ctypes.CDLL(None).tgkill(self.pid, self.pid, signal.SIGTERM)
+            _terminate(self.pid)
+
+    def terminate_workers(self) -> None:
+        """Send SIGTERM to the processes that it forked; it ends when all of them have.
+
+        AWS's runtime emulator sends it to the whole group. The process that waits for them would end by it at once,
+        and with it the environment here.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            for worker in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+                _terminate(int(worker))
 
     def end_children(self) -> None:
         """Kill what the process started and left in its group. Only once it has ended, and at once then."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+
+def _terminate(pid: int) -> None:
+    ctypes.CDLL(None).tgkill(pid, pid, signal.SIGTERM)
 
 
 # Starts a process with the given additional variables and the given file descriptor as its output.
@@ -72,7 +90,10 @@ def dying_with_us(arguments: list[str], death_signal: str = "KILL") -> list[str]
 
 def process_starter(function: Function) -> Start:
     """Return what starts a real process for an environment of the function."""
-    arguments = dying_with_us([sys.executable, "-m", "awslambdaric", function.handler])
+    client = (
+        ["-P", str(TEMPLATE), function.handler] if function.takes_several else ["-m", "awslambdaric", function.handler]
+    )
+    arguments = dying_with_us([sys.executable, *client])
 
     async def start(variables: Mapping[str, str], output: int) -> RunningProcess:
         process = await asyncio.create_subprocess_exec(

@@ -7,6 +7,7 @@ responses. What an answer means for the environment is the listener's business.
 from __future__ import annotations
 
 import asyncio
+import collections
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,11 +68,13 @@ class Listener(Protocol):
 
 
 class RuntimeApi:
-    """An HTTP server on 127.0.0.1 that one runtime client talks to."""
+    """An HTTP server on 127.0.0.1 that one runtime client talks to: one process, or all the workers that it forked."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._next_event: asyncio.Future[Event] | None = None
+        self._asking: collections.deque[asyncio.Future[Event]] = collections.deque()
+        self._events: collections.deque[Event] = collections.deque()  # that nobody has asked for yet
+        self._has_init_error = False
         self._extensions = ExtensionsApi()
         self._restored = asyncio.Event()
         self._runner: web.AppRunner | None = None
@@ -111,9 +114,18 @@ class RuntimeApi:
             await runner.cleanup()
 
     def hand_over(self, event: Event) -> None:
-        """Answer the client's pending `next`. Nobody waits when its process just died: its exit is the answer."""
-        if self._next_event is not None and not self._next_event.done():
-            self._next_event.set_result(event)
+        """Answer a pending `next`, or the one that comes next: a worker may still be at its initialisation."""
+        while self._asking:
+            asking = self._asking.popleft()
+            if not asking.done():  # whoever asked has not died meanwhile
+                asking.set_result(event)
+                return
+        self._events.append(event)
+
+    def withdraw(self, event: Event) -> None:
+        """Forget an event that nobody waits for any more, if it was not handed over yet."""
+        if event in self._events:
+            self._events.remove(event)
 
     def restore(self) -> None:
         """Let the client go on that waits to be restored."""
@@ -121,10 +133,13 @@ class RuntimeApi:
 
     async def _next(self, _request: web.Request) -> web.Response:
         await self._extensions.close_registration()
-        pending: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
-        self._next_event = pending
+        asking: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        if self._events:
+            asking.set_result(self._events.popleft())
+        else:
+            self._asking.append(asking)
         self._listener.on_next()
-        event = await pending
+        event = await asking
         return web.Response(body=event.payload, headers=event.headers())
 
     async def _response(self, request: web.Request) -> web.Response:
@@ -144,6 +159,10 @@ class RuntimeApi:
         return _accepted()
 
     async def _init_error(self, request: web.Request) -> web.Response:
+        if self._has_init_error:
+            # As on Lambda: another worker of this client was the first to say it.
+            return web.json_response({"errorType": "InvalidStateTransition"}, status=403)
+        self._has_init_error = True
         self._listener.on_init_error(await _report(request))
         return _accepted()
 

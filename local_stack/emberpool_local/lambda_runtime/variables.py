@@ -43,6 +43,12 @@ class Function:
     memory_mb: int = 512
     init_timeout_seconds: float = 60.0
     is_snapstart: bool = False
+    max_concurrency: int = 1
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether an environment runs several invocations at a time, as on Lambda Managed Instances."""
+        return self.max_concurrency > 1
 
     @property
     def arn(self) -> str:
@@ -64,6 +70,8 @@ def function_variables(function: Function) -> dict[str, str]:
         **function.environment,
         "LAMBDA_TASK_ROOT": str(function.code_folder),
         "_HANDLER": function.handler,
+        # The runtime client forks so many workers; without the variable it is the only process.
+        **({"AWS_LAMBDA_MAX_CONCURRENCY": str(function.max_concurrency)} if function.takes_several else {}),
         # Its warning is for users of AWS's preview runtimes, whatever Python this machine has.
         "LAMBDA_DISABLE_PREVIEW_WARN": "1",
     }
@@ -84,11 +92,17 @@ def _lambda_variables(function: Function) -> dict[str, str]:
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory_mb),
         "AWS_LAMBDA_FUNCTION_NAME": function.name,
         "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
-        "AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start" if function.is_snapstart else "on-demand",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": _initialization_type(function),
         "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{function.name}",
         "AWS_REGION": REGION,
         "TZ": ":UTC",
     }
+
+
+def _initialization_type(function: Function) -> str:
+    if function.takes_several:
+        return "lambda-managed-instances"
+    return "snap-start" if function.is_snapstart else "on-demand"
 
 
 def _isolation() -> dict[str, str]:

@@ -176,7 +176,8 @@ class EmbeddedPostgres:
             )
 
     @property
-    def _data_folder(self) -> Path:
+    def data_folder(self) -> Path:
+        """Where the server keeps its data."""
         return self._folder.path / "data"
 
     @property
@@ -190,7 +191,7 @@ class EmbeddedPostgres:
 
     def _make_data_folder(self) -> None:
         socket_folder = self._folder.path / "socket"
-        for folder in (self._data_folder, self._log_folder, socket_folder):
+        for folder in (self.data_folder, self._log_folder, socket_folder):
             folder.mkdir(mode=0o700)
             give_to(server_user(), folder)
         self._initdb()
@@ -199,8 +200,8 @@ class EmbeddedPostgres:
             "unix_socket_directories": str(socket_folder),
             **self._settings,
         }
-        with (self._data_folder / "postgresql.conf").open("a") as file:
-            file.writelines(f"{name} = {_quoted(value)}\n" for name, value in settings.items())
+        with (self.data_folder / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = {quoted(value)}\n" for name, value in settings.items())
 
     def _initdb(self) -> None:
         password_file = self._folder.path / "password"
@@ -209,7 +210,7 @@ class EmbeddedPostgres:
         give_to(server_user(), password_file)
         command: list[str | Path] = [
             self.program.initdb,
-            f"--pgdata={self._data_folder}",
+            f"--pgdata={self.data_folder}",
             f"--username={SUPERUSER}",
             f"--pwfile={password_file}",
             "--auth=scram-sha-256",
@@ -241,7 +242,7 @@ class EmbeddedPostgres:
         """Start the server and wait until it takes connections; False if another program has the port."""
         self._output_path.unlink(missing_ok=True)
         self._server = start_child(
-            [self.program.postgres, "-D", self._data_folder, "-p", str(port)],
+            [self.program.postgres, "-D", self.data_folder, "-p", str(port)],
             log_path=self._output_path,
             environment=SERVER_ENVIRONMENT,
             as_user=server_user(),
@@ -269,7 +270,7 @@ class EmbeddedPostgres:
     def _is_ready(self, server: Child) -> bool:
         # Its 1st line is the pid, its 8th the state. Unlike a connection, this leaves no login in the log.
         try:
-            lines = (self._data_folder / "postmaster.pid").read_text().splitlines()
+            lines = (self.data_folder / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
         return len(lines) > 7 and lines[0] == str(server.pid) and lines[7].strip() == "ready"  # noqa: PLR2004
@@ -295,5 +296,6 @@ def _port_taken(port: int) -> PortTaken:
     )
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """Return the value as postgresql.conf wants it."""
     return "'" + value.replace("'", "''") + "'"

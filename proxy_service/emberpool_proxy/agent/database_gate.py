@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,6 +90,7 @@ class Gate:
         self._pid = 0
         self._orders: AdminConsole | None = None
         self._view: AdminConsole | None = None
+        self._is_paused = False
         self.questions = 0  # transactions of our own through the pools
 
     @property
@@ -131,15 +132,15 @@ class Gate:
         except psycopg.Error:
             self._orders = None
             return False
+        if commands[-1] != "RECONNECT":
+            self._is_paused = commands[-1] == "PAUSE"
         return True
 
     def pause(self) -> bool:
         """Let new work wait from now on. What runs may end; idle server connections are closed."""
-        return self.order("PAUSE")
-
-    def let_go(self) -> bool:
-        """End a pause, whatever the pools can do then."""
-        return self.order("RESUME")
+        if not self._is_paused:
+            self._is_paused = self.order("PAUSE")
+        return self._is_paused
 
     async def look(self) -> View | None:
         """Return what the process shows, None if it does not answer in time."""
@@ -147,14 +148,18 @@ class Gate:
             return None
         try:
             async with asyncio.timeout(VIEW_SECONDS):
-                return View(
-                    pools=tuple(pool for pool in await self._view.show_pools() if not pool.is_console),
+                stats = await self._view.show_stats()
+                pools = await self._view.show_pools()
+                view = View(
+                    pools=tuple(pool for pool in pools if not pool.is_console),
                     state=await self._view.show_state(),
-                    transactions=sum(row.total_xact_count for row in await self._view.show_stats() if not row.is_console),
+                    transactions=sum(row.total_xact_count for row in stats if not row.is_console),
                 )
         except (psycopg.Error, TimeoutError):
             await self.close()
             return None
+        self._is_paused = view.state == "paused"
+        return view
 
     async def server_addresses(self) -> set[str]:
         """Return the addresses that the pools are connected to; empty if the process does not answer in time."""
@@ -182,7 +187,9 @@ class Gate:
         if view.state == "active":
             return await self.ask(view.pools)
         async with self._questions({pool.database for pool in view.pools}) as questions:
-            await _enqueued(questions)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ENQUEUE_SECONDS):
+                    await asyncio.gather(*(question.is_settled.wait() for question in questions))
             # A pool that has never logged in keeps even its clients' logins waiting: nobody is refused there.
             warm = {question.database for question in questions if question.is_in_line}
             first = ("RESUME", "PAUSE") if view.state == "suspended" else ()
@@ -229,16 +236,20 @@ class _Question:
     def __init__(self, engines: PoolEngines, engine: PoolEngine, database: str) -> None:
         self.database = database
         self.is_in_line = False
+        self.is_settled = asyncio.Event()  # in line, or already over
         self.task = asyncio.create_task(self._ask(engines, engine))
 
     async def _ask(self, engines: PoolEngines, engine: PoolEngine) -> Answer:
         try:
             connection = await engines.connect_to_pool(engine, self.database)
             self.is_in_line = True
+            self.is_settled.set()
             async with connection:
                 return answer_of(await (await connection.execute(QUESTION)).fetchone())
         except psycopg.Error as error:
             return _meaning(str(error))
+        finally:
+            self.is_settled.set()
 
 
 def logged_in(pool: PoolRow) -> int:
@@ -249,12 +260,6 @@ def logged_in(pool: PoolRow) -> int:
 def worst(answers: Iterable[Answer]) -> Answer:
     """Return what several pools' answers say of their one database."""
     return min(answers, key=WEIGHTS.index, default=Answer.NOT_ASKED)
-
-
-async def _enqueued(questions: list[_Question]) -> None:
-    until = time.monotonic() + ENQUEUE_SECONDS
-    while time.monotonic() < until and not all(question.is_in_line or question.task.done() for question in questions):
-        await asyncio.sleep(HANDOVER_LOOK_SECONDS)
 
 
 async def _answers(questions: list[_Question], within_seconds: float) -> Answer:

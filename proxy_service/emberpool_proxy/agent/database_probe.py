@@ -17,7 +17,7 @@ from emberpool_proxy.pgbouncer.config import SYSTEM_CA_FILE
 from emberpool_proxy.settings import ProxySettings
 
 QUESTION = "select pg_is_in_recovery()"
-# libpq bounds a connect in whole seconds and from 2 up. A TLS login across zones takes 50 ms, after a restart some 100s.
+# libpq bounds a connect by 2 s at least. A TLS login across zones takes 50 ms, some 100 ms after a restart.
 PROBE_DEADLINE_SECONDS = 1.5
 RESOLVE_SECONDS = 1.0
 KEPT_RESOLUTIONS = 3  # a name with many addresses may be answered with another part of them each time

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
-CHECK_SECONDS = 2.0  # how long writes may fail on a server that has silently turned read-only
 UNWATCHED_PROBE_SECONDS = 2.0  # between two probes of a database that is away while nobody waits for it
 REFUSED_SECONDS = 5.0  # new credentials may be on their way; after that, clients are better told than kept waiting
 MOST_FAILED_RETURNS = 3  # we can log in and the pool cannot: waiting longer would only hide its error
@@ -77,7 +76,7 @@ class Decision:
     """What to do now, and how long the next reading may wait after that when nothing happens."""
 
     actions: frozenset[Action] = frozenset()
-    wait_seconds: float = CHECK_SECONDS
+    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ class DatabaseState:
 
     must_be_writable: bool = True
     probe_seconds: float = 0.2
+    check_seconds: float = 2.0  # how long writes may fail on a server that has silently turned read-only
     phase: Phase = Phase.SERVING
     probe: Answer = Answer.NOT_ASKED
     pool: Answer = Answer.NOT_ASKED
@@ -216,5 +216,6 @@ def _go_away(state: DatabaseState, *more: Action) -> Step:
     return _at(state, Phase.AWAY, Action.PAUSE, Action.PROBE, *more, wait_seconds=0.0)
 
 
-def _at(state: DatabaseState, phase: Phase, *actions: Action, wait_seconds: float = CHECK_SECONDS) -> Step:
-    return replace(state, phase=phase), Decision(frozenset(actions), wait_seconds)
+def _at(state: DatabaseState, phase: Phase, *actions: Action, wait_seconds: float | None = None) -> Step:
+    wait = state.check_seconds if wait_seconds is None else wait_seconds
+    return replace(state, phase=phase), Decision(frozenset(actions), wait)

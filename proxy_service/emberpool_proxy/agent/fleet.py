@@ -42,7 +42,7 @@ ASKED_PER_ROUND = 3  # however many tasks there are, each is asked about as ofte
 ROUNDS_TO_FORGET = 15
 
 Resolve = Callable[[str], Awaitable[Iterable[str]]]
-OnChange = Callable[[tuple[Peer, ...]], Awaitable[object]]
+OnChange = Callable[[tuple[Peer, ...]], Awaitable[bool]]
 
 
 async def resolve(name: str) -> set[str]:
@@ -67,6 +67,7 @@ class Fleet:
         self._membership = Membership(("", 0), 0)
         self._listed = {_address(text) for text in settings.fleet_members.split(",") if text.strip()}
         self._found: set[Address] = set()
+        self._finding: asyncio.Future[Iterable[str]] | None = None
         self._news = asyncio.Event()
 
     @property
@@ -85,7 +86,7 @@ class Fleet:
             first = earlier_first_peer_id or (1 if settings.pgbouncer_processes > 1 else 0)
             self._own = self._as_member("localhost", first) if first else None
             return first
-        self._host = settings.advertised_host or _own_address(settings)
+        self._host = settings.advertised_host or await _own_address(settings)
         self._membership = Membership(
             (self._host, settings.health_port), settings.fleet_check_seconds * ROUNDS_TO_FORGET
         )
@@ -95,28 +96,29 @@ class Fleet:
         with suppress(TimeoutError):
             async with asyncio.timeout(CHOOSE_SECONDS), self._session() as session:
                 await self._claim(session)
-        if self._own is None:
+        own = self._own or self._choice()
+        if own is None:
             logger.error("no peer ids are free: cancel requests reach this task only if the balancer brings them here")
             return 0
-        self._own = settled(self._own)
-        return self._own.first_peer_id
+        self._own = settled(own)
+        return own.first_peer_id
 
     async def run(self, on_change: OnChange) -> None:
-        """Await `on_change(peers)` with the first picture and at each change. Never returns."""
-        peers: tuple[Peer, ...] | None = None
+        """Await `on_change(peers)` at the start and at each change, again until it says True. Never returns."""
         if self._own is None:
-            await asyncio.Event().wait()
-        if self.is_alone:
-            await on_change(self._peers())
-            await asyncio.Event().wait()
+            await asyncio.Event().wait()  # it has no peers
+        done: tuple[Peer, ...] | None = None
+        tried: tuple[Peer, ...] | None = None
         async with self._session() as session:
             while True:
-                await self._ask(session, await self._whom_to_ask())
-                self._membership.forget(asyncio.get_running_loop().time())
-                if (now := self._peers()) != peers:
-                    self._log_change(now)
-                    await on_change(now)
-                    peers = now
+                if not self.is_alone:
+                    await self._ask(session, await self._whom_to_ask())
+                    self._membership.forget(asyncio.get_running_loop().time())
+                if (peers := self._peers()) != done:
+                    if peers != tried:
+                        self._log_change(peers)
+                    tried = peers
+                    done = peers if await on_change(peers) else None
                 await self._next_round()
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -135,20 +137,22 @@ class Fleet:
 
     async def _claim(self, session: aiohttp.ClientSession) -> None:
         """Choose ids that nobody has, tell the others, and look whether somebody told them the same meanwhile."""
-        whom = await self._whom_to_ask(ASKED_AT_START)
-        await self._ask(session, whom)
+        # Who did not answer at once is not waited for again.
+        whom = await self._ask(session, await self._whom_to_ask(ASKED_AT_START))
         while True:
-            others = self._membership.members()
-            first = choose_block(self._host, self._settings.client_port, self._settings.pgbouncer_processes, others)
-            self._own = self._as_member(self._host, first) if first else None
-            if self._own is None or not others:
+            self._own = self._choice()
+            if self._own is None or not whom:
                 return
-            whom = sorted({*whom, *(other.address for other in others)})[:ASKED_AT_START]
             await self._ask(session, whom)
             await asyncio.sleep(CLAIM_SECONDS * self._rng.uniform(1, 2))
             await self._ask(session, whom)
             if not must_yield(self._own, self._membership.members()):
                 return
+
+    def _choice(self) -> Member | None:
+        settings = self._settings
+        first = choose_block(self._host, settings.client_port, settings.pgbouncer_processes, self._membership.members())
+        return self._as_member(self._host, first) if first else None
 
     def _as_member(self, host: str, first_peer_id: int) -> Member:
         settings = self._settings
@@ -163,14 +167,7 @@ class Fleet:
     # --- the others
 
     async def _whom_to_ask(self, at_most: int = ASKED_PER_ROUND) -> list[Address]:
-        if self._settings.fleet_name:
-            try:
-                async with asyncio.timeout(RESOLVE_SECONDS):
-                    hosts = await self._resolve(self._settings.fleet_name)
-                self._found = {(host, self._settings.health_port) for host in hosts}
-            except (OSError, UnicodeError, TimeoutError) as error:
-                # The ones that we know already are enough to go on.
-                logger.debug("the fleet's name %s has no answer: %s", self._settings.fleet_name, error)
+        await self._find()
         known = {member.address for member in self._membership.members()}
         own = (self._host, self._settings.health_port)
         new = sorted((self._listed | self._found) - known - {own})
@@ -178,10 +175,28 @@ class Fleet:
         chosen = self._rng.sample(new, min(len(new), max(at_most - len(known), (at_most + 1) // 2)))
         return chosen + self._rng.sample(sorted(known), min(len(known), at_most - len(chosen)))
 
-    async def _ask(self, session: aiohttp.ClientSession, addresses: Iterable[Address]) -> None:
-        await asyncio.gather(*(self._ask_one(session, address) for address in addresses))
+    async def _find(self) -> None:
+        if not self._settings.fleet_name:
+            return
+        # One at a time: a resolver that hangs holds a thread.
+        self._finding = self._finding or asyncio.ensure_future(self._resolve(self._settings.fleet_name))
+        await asyncio.wait((self._finding,), timeout=RESOLVE_SECONDS)
+        if not self._finding.done():
+            return
+        try:
+            self._found = {(host, self._settings.health_port) for host in self._finding.result()}
+        except (OSError, UnicodeError) as error:
+            # The ones that we know already are enough to go on.
+            logger.debug("the fleet's name %s has no answer: %r", self._settings.fleet_name, error)
+        self._finding = None
 
-    async def _ask_one(self, session: aiohttp.ClientSession, address: Address) -> None:
+    async def _ask(self, session: aiohttp.ClientSession, addresses: Iterable[Address]) -> list[Address]:
+        """Ask all at once; return who answered."""
+        asked = list(addresses)
+        answered = await asyncio.gather(*(self._ask_one(session, address) for address in asked))
+        return [address for address, did in zip(asked, answered, strict=True) if did]
+
+    async def _ask_one(self, session: aiohttp.ClientSession, address: Address) -> bool:
         loop = asyncio.get_running_loop()
         host, port = address
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}{PEERS_PATH}"
@@ -193,11 +208,9 @@ class Fleet:
                 report = Report.decode(await _body(response.content))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             logger.debug("%s:%s did not say who is in the fleet: %r", host, port, error)
-            return
-        if report.member and report.member.address != address:
-            # The name or the list led to a task that calls itself something else: only what it says of itself counts.
-            logger.debug("%s:%s calls itself %s:%s", host, port, *report.member.address)
+            return False
         self._membership.learn(report, loop.time())
+        return True
 
     def _hear(self, report: Report, remote: str | None) -> None:
         # Who asks says who it is, so that it need not wait to be found; nobody can say it of another task.
@@ -250,15 +263,18 @@ def _address(text: str) -> Address:
     return host.strip("[]"), int(port)
 
 
-def _own_address(settings: ProxySettings) -> str:
+async def _own_address(settings: ProxySettings) -> str:
     """Return the address from which this machine reaches the database: a task has only one."""
     if settings.listen_host not in ("0.0.0.0", "::"):  # noqa: S104 (compared, not listened on)
         return settings.listen_host
-    with suppress(OSError):
-        for family, kind, _, _, address in socket.getaddrinfo(
-            settings.database_host, settings.database_port, type=socket.SOCK_DGRAM
-        ):
-            with socket.socket(family, kind) as probe:
+    family = socket.AF_UNSPEC if settings.listen_host == "::" else socket.AF_INET
+    with suppress(OSError, UnicodeError, TimeoutError):
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(
+                settings.database_host, settings.database_port, family=family, type=socket.SOCK_DGRAM
+            )
+        for found_family, kind, _, _, address in found:
+            with socket.socket(found_family, kind) as probe:
                 probe.connect(address)  # sends nothing
                 return str(probe.getsockname()[0])
     return socket.gethostname()

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from aiohttp import web
 
+from emberpool_proxy import metrics
 from emberpool_proxy.agent.drain import Drain
 from emberpool_proxy.agent.engines import Engines
 from emberpool_proxy.agent.fleet import PEERS_PATH, Fleet
@@ -19,9 +22,12 @@ from emberpool_proxy.agent.refusals import Refusals
 from emberpool_proxy.agent.registration import Registration
 from emberpool_proxy.agent.rendering import Known, Rendering
 from emberpool_proxy.agent.state_file import AgentState
+from emberpool_proxy.agent.stuck_cancels import move_stuck_cancels
 from emberpool_proxy.agent.watch import watch_engines
 from emberpool_proxy.aws import AwsCalls
 from emberpool_proxy.credentials.client_specs import client_specs
+from emberpool_proxy.credentials.gate import LoginGate
+from emberpool_proxy.credentials.probe import Verdict
 from emberpool_proxy.credentials.snapshot import Snapshot
 from emberpool_proxy.credentials.watch import Credentials
 from emberpool_proxy.errors import ProxyError
@@ -34,6 +40,7 @@ from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings
 from emberpool_proxy.telemetry import Telemetry
 from emberpool_proxy.tls.client_certificate import ClientCertificate
+from emberpool_proxy.tls.database_tls import DatabaseTlsFaults, check_database_tls
 from emberpool_proxy.tls.pem import CertificateFiles
 from emberpool_proxy.tls.published_ca import PublishedCa
 from emberpool_proxy.tls.shared_authority import OwnAuthority
@@ -54,7 +61,11 @@ class Pool:
         self._folder = folder
         self._aws = AwsCalls()
         self._rendering = Rendering(settings, state.agent_verifier, Known(first_peer_id=state.first_peer_id))
-        self._credentials = Credentials(settings, self._aws, earlier_users=state.client_users)
+        # Half of what a client waits at most: then it hears PgBouncer's reason instead of query_wait_timeout.
+        self._login_gate = LoginGate(
+            lambda: engines.all, self._prove, settings.query_wait_seconds / 2, settings.agent_tick_seconds
+        )
+        self._credentials = Credentials(settings, self._aws, hold=self._login_gate, earlier_users=state.client_users)
         self._own_authority = OwnAuthority(kept=state.own_authority)
         self._certificate = (
             None
@@ -64,12 +75,20 @@ class Pool:
         arns = tuple(dict.fromkeys(spec.secret_arn for spec in client_specs(settings) if spec.secret_arn))
         self._published_ca = PublishedCa(self._aws, arns, settings.credentials_check_seconds)
         self._fleet = Fleet(settings)
-        self._refusals = Refusals(engines)
+        self._refusals = Refusals(engines, lambda: self._credentials.client_names)
         self._drain = Drain(settings, engines, health, Registration(settings, self._aws))
         self._telemetry = Telemetry(settings, health)
         self._telemetry.status.add("certificate", self._describe_certificate)
         self._telemetry.status.add("peers", self._describe_peers)
-        for callback in (self._telemetry.counts.count_event, self._refusals.count, self._tell_credentials):
+        self._telemetry.status.add("credentials", self._describe_credentials)
+        self._read_at = 0.0  # when the credentials in use were read
+        self._database_tls = DatabaseTlsFaults(settings)
+        for callback in (
+            self._telemetry.counts.count_event,
+            self._refusals.count,
+            self._tell_credentials,
+            self._database_tls.saw,
+        ):
             engines.on_log_event(callback)
 
     def serve(self, sock: socket.socket) -> AbstractAsyncContextManager[None]:
@@ -80,6 +99,7 @@ class Pool:
 
     async def prepare(self) -> None:
         """Write the files that PgBouncer starts with. Raises ProxyError when they cannot be known."""
+        check_database_tls(self._settings)
         (snapshot, certificate), first_peer_id = await asyncio.gather(self._load(), self._fleet.choose_identity())
         self._rendering.start_with(snapshot, certificate, first_peer_id)
         self._keep_state()
@@ -91,9 +111,12 @@ class Pool:
         await first_to_end(
             watch_engines(self._settings, self._engines, self._health),
             self._fleet.run(self._new_peers),
+            move_stuck_cancels(self._settings, self._engines),
             self._keep_known(),
             self._refusals.run(self._new_refusals),
+            self._login_gate.run(),
             self._telemetry.run(),
+            self._keep_gauges(),
         )
 
     async def drain(self) -> None:
@@ -108,6 +131,7 @@ class Pool:
     async def _load(self) -> tuple[Snapshot, CertificateFiles | None]:
         """Read credentials and certificate. Raises ProxyError."""
         snapshot = await self._credentials.load()
+        self._read_at = time.monotonic()
         if self._certificate is None:
             return snapshot, None
         certificate = await self._certificate.load()
@@ -133,6 +157,9 @@ class Pool:
             ]
         await first_to_end(*parts)
 
+    async def _prove(self, entry: str) -> Verdict:
+        return await self._credentials.prove(entry)
+
     async def _take_over(self, snapshot: Snapshot, certificate: CertificateFiles | None) -> None:
         await self._rendering.change(
             self._engines, lambda known: replace(known, snapshot=snapshot, certificate=certificate)
@@ -141,16 +168,19 @@ class Pool:
     async def _new_credentials(self, snapshot: Snapshot) -> bool:
         done = await self._rendering.change(self._engines, lambda known: replace(known, snapshot=snapshot))
         self._keep_state()
+        self._read_at = time.monotonic()
+        self._telemetry.counts.add(metrics.CREDENTIALS_RENEWALS, "ok" if done else "failed")
         return done
 
     async def _new_certificate(self, certificate: CertificateFiles) -> None:
+        # Before it is served: a function that is shown a CA that it does not know looks into the secret for it.
+        await self._published_ca.publish(certificate.ca_pem)
         if not await self._rendering.change(self._engines, lambda known: replace(known, certificate=certificate)):
             raise ProxyError("pgbouncer did not read the new files")
         self._keep_state()
-        await self._published_ca.publish(certificate.ca_pem)
 
-    async def _new_peers(self, peers: tuple[Peer, ...]) -> None:
-        await self._rendering.change(self._engines, lambda known: replace(known, peers=peers))
+    async def _new_peers(self, peers: tuple[Peer, ...]) -> bool:
+        return await self._rendering.change(self._engines, lambda known: replace(known, peers=peers))
 
     async def _new_refusals(self, rows: tuple[str, ...]) -> None:
         await self._rendering.change(self._engines, lambda known: replace(known, rejected=rows))
@@ -163,6 +193,22 @@ class Pool:
                 self._credentials.client_login_failed(event)
             case _:
                 pass
+
+    async def _keep_gauges(self) -> None:
+        counts = self._telemetry.counts
+        while True:
+            counts.set(metrics.PEERS, len(self._rendering.known.peers))
+            counts.set(metrics.CREDENTIALS_AGE, self._credentials_age(), "database")
+            if self._certificate and (expires_at := self._certificate.expires_at):
+                counts.set(metrics.CERTIFICATE_SECONDS_LEFT, (expires_at - datetime.now(UTC)).total_seconds())
+            await asyncio.sleep(self._settings.agent_tick_seconds)
+
+    def _credentials_age(self) -> float | None:
+        return time.monotonic() - self._read_at if self._read_at else None
+
+    def _describe_credentials(self) -> dict[str, object]:
+        age = self._credentials_age()
+        return {"age_seconds": None if age is None else round(age), "clients": sorted(self._credentials.client_names)}
 
     def _describe_certificate(self) -> dict[str, str | None]:
         expires_at = self._certificate.expires_at if self._certificate else None

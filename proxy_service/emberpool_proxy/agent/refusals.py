@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 
 import psycopg
 
@@ -19,8 +19,11 @@ OnChange = Callable[[tuple[str, ...]], Awaitable[object]]
 class Refusals:
     """Counts the wrong passwords that PgBouncer logs; `on_change` gets the hba rows that refuse."""
 
-    def __init__(self, engines: Engines, failures: LoginFailures | None = None) -> None:
+    def __init__(
+        self, engines: Engines, client_names: Callable[[], Container[str]], failures: LoginFailures | None = None
+    ) -> None:
         self._engines = engines
+        self._client_names = client_names
         self._failures = failures or LoginFailures()
         self._at_limit: set[Pair] = set()
         self._woken = asyncio.Event()
@@ -29,6 +32,8 @@ class Refusals:
         """Count an event of PgBouncer's log if it is a wrong password."""
         if not isinstance(event, ClientLoginFailed) or event.cause != "credentials" or not event.address:
             return
+        if event.user not in self._client_names():
+            return  # nobody gets in by that name, however often it is tried
         pair = Pair(event.address, event.user)
         if self._failures.add(pair, asyncio.get_running_loop().time()):
             self._at_limit.add(pair)

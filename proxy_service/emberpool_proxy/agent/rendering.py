@@ -41,6 +41,7 @@ class Rendering:
         self._agent_verifier = agent_verifier
         self._known = known
         self._written: dict[tuple[int, str], str | bytes] = {}
+        self._is_unread = False  # PgBouncer has started, and not read again what was written since
         self._lock = asyncio.Lock()  # two changes at once: the later one must not be overwritten by the earlier
 
     @property
@@ -52,6 +53,7 @@ class Rendering:
         """Write the files that PgBouncer starts with. Raises RunFolderUnusable."""
         self._known = Known(snapshot, certificate, first_peer_id)
         self.write()
+        self._is_unread = False
 
     def write(self) -> bool:
         """Write what differs from what was written last; return whether something did. Raises RunFolderUnusable."""
@@ -64,7 +66,7 @@ class Rendering:
                 if self._written.get((index, name)) != content:
                     folder.write(name, content)
                     self._written[index, name] = content
-                    changed = True
+                    changed = self._is_unread = True
         if self._known.certificate:
             RunFolder.existing(self._settings.run_path, self._settings.run_as_user).write(
                 CLIENT_CA_FILE, self._known.certificate.ca_pem
@@ -79,12 +81,13 @@ class Rendering:
         async with self._lock:
             self._known = changed(self._known)
             try:
-                if not self.write():
-                    return True
+                self.write()
             except RunFolderUnusable as error:
                 logger.error("%s; pgbouncer goes on with what it has", error)
                 return False
-            return await engines.for_each(lambda console: console.reload(), RELOAD_SECONDS)
+            if self._is_unread:
+                self._is_unread = not await engines.for_each(lambda console: console.reload(), RELOAD_SECONDS)
+            return not self._is_unread
 
     def _files(self, index: int, snapshot: Snapshot) -> dict[str, str | bytes]:
         known = self._known

@@ -1,25 +1,27 @@
 """Keeps PgBouncer from trying an unproven password on an empty pool: pauses such pools, proves the login, resumes.
 
-Owns the pauses that it makes (`is_asleep`), nobody else's. When the database cannot be asked it lets go of its pause
-without resuming: whoever watches the database finds the pool paused, and resumes it when the database is back.
+Owns the pauses of single databases (PAUSE db). The pause of a whole process (PAUSE) is the database watch's: while
+there is one the gates stand open behind it, and when the database cannot be asked they open, too: how to wait for a
+database that is away is the watch's to know.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import psycopg
 
-from emberpool_proxy.credentials.gate_state import Act, Gate, GateState, Look, step
+from emberpool_proxy.credentials.gate_state import REFRESH_SECONDS, SLEEP_SECONDS, Act, Gate, GateState, Look, step
 from emberpool_proxy.credentials.probe import Verdict
 from emberpool_proxy.log import logger
 from emberpool_proxy.pgbouncer.admin import AdminConsole
-from emberpool_proxy.pgbouncer.rows import PoolRow
+from emberpool_proxy.pgbouncer.rows import ADMIN_DATABASE, PoolRow
 
 TICK_SECONDS = 1.0
 WATCHFUL_SECONDS = 0.05  # a client that waits at a closed gate is seen this soon
@@ -27,14 +29,14 @@ CONSOLE_SECONDS = 3.0
 PAUSE_SECONDS = 0.25  # a refresh must not make clients wait for somebody's long transaction
 REFRESH_AGAIN_SECONDS = 30.0
 
+ACTIVE = "active"  # SHOW STATE, of a process that is neither paused nor suspended
+FOREVER = {"server_lifetime": "86400", "server_idle_timeout": "0"}
+
 Prove = Callable[[str], Awaitable[Verdict]]
 
 
 class Engine(Protocol):
     """One PgBouncer process."""
-
-    @property
-    def index(self) -> int: ...  # noqa: D102
 
     @property
     def pid(self) -> int: ...  # noqa: D102
@@ -55,78 +57,134 @@ class LoginGate:
         prove: Prove,
         patience_seconds: float,
         tick_seconds: float = TICK_SECONDS,
-        sleep_seconds: float | None = None,
+        sleep_seconds: float = SLEEP_SECONDS,
+        refresh_seconds: float = REFRESH_SECONDS,
     ) -> None:
         self._engines = engines
         self._prove = prove
         self._patience_seconds = patience_seconds
         self._tick_seconds = tick_seconds
         self._sleep_seconds = sleep_seconds
+        self._refresh_seconds = refresh_seconds
         self._states: dict[tuple[int, str], GateState] = defaultdict(GateState)
         self._waiting_since: dict[tuple[int, str], float] = {}
-        self._held: set[str] = set()
+        self._refused: set[str] = set()  # entries whose login is being mended
+        self._kept_settings: dict[int, dict[str, str]] = {}  # by process: what FOREVER stands in for
 
     def is_asleep(self, process_id: int, entry: str) -> bool:
-        """Whether this pool is paused by the gate, and by nobody else."""
+        """Whether this pool is paused by the gate."""
         return self._states[process_id, entry].gate is Gate.CLOSED
 
     async def hold(self, entries: frozenset[str]) -> None:
-        """Be watchful: the database refuses the role of these entries, and their pools may run empty."""
-        self._held |= entries
+        """Keep the server connections that are logged in, whatever their age: while there is one, no client fails."""
+        self._refused |= entries
+        await self._keep_servers()
 
     async def release(self, entries: frozenset[str]) -> None:
-        """End the watchfulness; a closed gate opens when its login is proven."""
-        self._held -= entries
+        """Let server connections age again: the login works, or waiting is no use."""
+        self._refused -= entries
+        if self._refused:
+            return
+        for engine in self._engines():
+            kept = self._kept_settings.get(engine.pid, {})
+            if engine.console and kept:
+                with contextlib.suppress(psycopg.Error, TimeoutError):
+                    async with asyncio.timeout(CONSOLE_SECONDS):
+                        for name, value in kept.items():
+                            await engine.console.set(name, value)
+        self._kept_settings.clear()
+
+    async def _keep_servers(self) -> None:
+        for engine in self._engines():
+            if engine.console is None:
+                continue
+            with contextlib.suppress(psycopg.Error, TimeoutError):
+                async with asyncio.timeout(CONSOLE_SECONDS):
+                    if engine.pid not in self._kept_settings:
+                        config = await engine.console.show_config()
+                        self._kept_settings[engine.pid] = {name: config[name].value for name in FOREVER}
+                    for name, value in FOREVER.items():
+                        await engine.console.set(name, value)
 
     async def run(self) -> None:
         """Watch until cancelled."""
+        next_tick = 0.0
         while True:
-            is_watchful = False
+            is_tick = time.monotonic() >= next_tick
+            if is_tick:
+                next_tick = time.monotonic() + self._tick_seconds
+                self._forget_processes_that_ended()
+                if self._refused:
+                    await self._keep_servers()  # a RELOAD for another reason has ended it
             for engine in self._engines():
                 try:
-                    is_watchful |= await self._look_at(engine)
+                    if engine.console and (is_tick or self._refused or await self._somebody_waits(engine)):
+                        await self._look_at(engine.console, engine.pid)
                 except (psycopg.Error, TimeoutError):
                     continue  # it ends, or hangs: others see to that
-            await asyncio.sleep(WATCHFUL_SECONDS if is_watchful or self._held else self._tick_seconds)
+            is_closed = any(state.gate is Gate.CLOSED for state in self._states.values())
+            await asyncio.sleep(WATCHFUL_SECONDS if is_closed or self._refused else self._tick_seconds)
 
-    async def _look_at(self, engine: Engine) -> bool:
-        """Look at every pool of a process; return whether somebody may come to a closed gate."""
-        console, process_id = engine.console, engine.pid
-        if console is None:
+    def _forget_processes_that_ended(self) -> None:
+        running = {engine.pid for engine in self._engines()}
+        for key in [key for key in self._states if key[0] not in running]:
+            del self._states[key]
+            self._waiting_since.pop(key, None)
+
+    async def _somebody_waits(self, engine: Engine) -> bool:
+        console = engine.console
+        if console is None or not any(
+            state.gate is Gate.CLOSED for key, state in self._states.items() if key[0] == engine.pid
+        ):
             return False
         async with asyncio.timeout(CONSOLE_SECONDS):
-            databases = [row for row in await console.show_databases() if row.force_user]
-            pools = await console.show_pools()
+            return any(pool.cl_waiting for pool in await console.show_pools())
+
+    async def _look_at(self, console: AdminConsole, process_id: int) -> None:
+        async with asyncio.timeout(CONSOLE_SECONDS):
+            if await console.show_state() != ACTIVE:
+                await self._stand_back(console, process_id)
+                return
+            databases = [row for row in await console.show_databases() if row.name != ADMIN_DATABASE]
             stats = {row.database: row.total_xact_count for row in await console.show_stats()}
-        is_watchful = False
+            pools = await console.show_pools()  # last: it decides
         for database in databases:
-            own = [pool for pool in pools if pool.database == database.name]
-            look = _look(own, bool(database.paused), stats.get(database.name, 0))
-            key = (process_id, database.name)
-            state, act = step(self._states[key], look, *([self._sleep_seconds] if self._sleep_seconds else []))
-            self._states[key] = state
+            entry = database.name
+            look = _look([pool for pool in pools if pool.database == entry], bool(database.paused))
+            look = replace(look, transactions=stats.get(entry, 0), is_refused=entry in self._refused)
+            key = (process_id, entry)
+            self._states[key], act = step(self._states[key], look, self._sleep_seconds, self._refresh_seconds)
             await self._do(act, console, key)
-            is_watchful |= self._states[key].gate is Gate.CLOSED and any(pool.client_connections for pool in own)
-        return is_watchful
+
+    async def _stand_back(self, console: AdminConsole, process_id: int) -> None:
+        # PgBouncer refuses the watch's SUSPEND while a single database is paused.
+        for database in await console.show_databases():
+            if database.paused and database.name != ADMIN_DATABASE:
+                self._change((process_id, database.name), gate=Gate.OPEN)
+                await console.resume(database.name)
 
     async def _do(self, act: Act, console: AdminConsole, key: tuple[int, str]) -> None:
         if act is not Act.WAKE:
             self._waiting_since.pop(key, None)
-        if act is Act.CLOSE:
-            await self._close(console, key)
-        elif act is Act.WAKE:
-            await self._wake(console, key)
-        elif act is Act.REFRESH:
-            proven_at = time.monotonic() - REFRESH_AGAIN_SECONDS
-            if await self._close(console, key):
+        match act:
+            case Act.CLOSE:
+                await self._close(console, key)
+            case Act.WAKE:
                 await self._wake(console, key)
-            else:
+            case Act.PROVE:
+                has_login = await self._prove(key[1]) is Verdict.ACCEPTED
+                self._change(key, has_given_up=not has_login)
+            case Act.REFRESH if not await self._close(console, key):
                 await console.resume(key[1])
-                self._set(key, gate=Gate.OPEN, proven_at=proven_at)
+                self._change(
+                    key, gate=Gate.OPEN, proven_at=time.monotonic() - self._refresh_seconds + REFRESH_AGAIN_SECONDS
+                )
+            case Act.REFRESH | Act.NOTHING:
+                pass  # closed: whoever waits, wakes it
 
     async def _close(self, console: AdminConsole, key: tuple[int, str]) -> bool:
         """Pause the pool; return whether its server connections are closed already."""
-        self._set(key, gate=Gate.CLOSED)
+        self._change(key, gate=Gate.CLOSED)
         try:
             async with asyncio.timeout(PAUSE_SECONDS):
                 await console.pause(key[1])
@@ -135,27 +193,24 @@ class LoginGate:
         return True
 
     async def _wake(self, console: AdminConsole, key: tuple[int, str]) -> None:
-        entry = key[1]
+        entry, now = key[1], time.monotonic()
+        waiting_since = self._waiting_since.setdefault(key, now)
         verdict = await self._prove(entry)
-        now = time.monotonic()
-        if verdict is Verdict.ACCEPTED:
+        if verdict in (Verdict.ACCEPTED, Verdict.AWAY):
             await console.resume(entry)
-            self._set(key, gate=Gate.OPEN, proven_at=now)
-        elif verdict is Verdict.AWAY:
-            self._set(key, gate=Gate.NOT_OURS)
-        elif now - self._waiting_since.setdefault(key, now) >= self._patience_seconds:
+            self._change(key, gate=Gate.OPEN, proven_at=time.monotonic())
+        elif now - waiting_since >= self._patience_seconds:
             logger.error(
                 "no login is known that the database accepts: clients are told so", extra={"fields": {"entry": entry}}
             )
             await console.resume(entry)
-            self._set(key, gate=Gate.OPEN, proven_at=now)
+            self._change(key, gate=Gate.OPEN, has_given_up=True)
 
-    def _set(self, key: tuple[int, str], gate: Gate, proven_at: float | None = None) -> None:
-        state = self._states[key]
-        self._states[key] = replace(state, gate=gate, proven_at=state.proven_at if proven_at is None else proven_at)
+    def _change(self, key: tuple[int, str], **changes: Any) -> None:
+        self._states[key] = replace(self._states[key], **changes)
 
 
-def _look(pools: list[PoolRow], is_paused: bool, transactions: int) -> Look:
+def _look(pools: list[PoolRow], is_paused: bool) -> Look:
     logging_in = sum(pool.sv_login for pool in pools)
     return Look(
         now=time.monotonic(),
@@ -164,5 +219,5 @@ def _look(pools: list[PoolRow], is_paused: bool, transactions: int) -> Look:
         logging_in=logging_in,
         active=sum(pool.sv_active for pool in pools),
         waiting=sum(pool.cl_waiting for pool in pools),
-        transactions=transactions,
+        transactions=0,
     )

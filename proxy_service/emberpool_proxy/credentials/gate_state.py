@@ -19,8 +19,7 @@ class Gate(Enum):
     """What the gate of a pool does."""
 
     OPEN = "open"
-    CLOSED = "closed"  # by us
-    NOT_OURS = "not ours"  # paused by somebody else, who will resume it
+    CLOSED = "closed"
 
 
 class Act(Enum):
@@ -29,7 +28,8 @@ class Act(Enum):
     NOTHING = "nothing"
     CLOSE = "close"
     WAKE = "wake"  # prove the login, then open
-    REFRESH = "refresh"  # close, prove the login, open: the server connection is replaced
+    PROVE = "prove"  # is there a login again?
+    REFRESH = "refresh"  # close, if no transaction is in the way: the server connection is replaced
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Look:
     active: int
     waiting: int
     transactions: int
+    is_refused: bool = False  # the database is known to refuse the login
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class GateState:
     transactions: int = -1
     used_at: float = 0.0
     proven_at: float = float("-inf")
+    has_given_up: bool = False  # clients are told what PgBouncer has heard, until a login is accepted again
 
 
 def step(
@@ -61,16 +63,23 @@ def step(
     """Return the state after a look, and what to do about it."""
     if look.active or look.waiting or look.transactions != state.transactions:
         state = replace(state, transactions=look.transactions, used_at=look.now)
-    if state.gate is Gate.CLOSED and look.is_paused:
-        return state, Act.WAKE if look.waiting else Act.NOTHING
     if look.is_paused:
-        return replace(state, gate=Gate.NOT_OURS), Act.NOTHING
+        # By us, or by an agent before us: only the agent has the console's password.
+        return replace(state, gate=Gate.CLOSED), Act.WAKE if look.waiting else Act.NOTHING
     state = replace(state, gate=Gate.OPEN)
+    if state.has_given_up:
+        return state, Act.NOTHING if look.is_refused else Act.PROVE
+    return state, _act_when_open(state, look, sleep_seconds, refresh_seconds)
+
+
+def _act_when_open(state: GateState, look: Look, sleep_seconds: float, refresh_seconds: float) -> Act:
+    if look.is_refused:
+        # Its servers, if there are any, are kept: the gate has to stop the next login only.
+        return Act.NOTHING if look.servers else Act.CLOSE
     if look.logging_in or look.waiting:
         # A PAUSE would end the login that is under way, and PgBouncer would take that for a failed one.
-        return state, Act.NOTHING
+        return Act.NOTHING
     if not look.servers or (not look.active and look.now - state.used_at >= sleep_seconds):
-        return state, Act.CLOSE
-    if look.servers == 1 and look.now - state.proven_at >= refresh_seconds:
-        return state, Act.REFRESH
-    return state, Act.NOTHING
+        return Act.CLOSE
+    is_due = look.servers == 1 and look.now - state.proven_at >= refresh_seconds
+    return Act.REFRESH if is_due else Act.NOTHING

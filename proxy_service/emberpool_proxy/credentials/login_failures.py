@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from emberpool_proxy.settings import PLAIN_NAME
+
 MOST_FAILURES = 20  # a function with an old password tries again a few times while its secret rotates
 WINDOW_SECONDS = 60.0
 REFUSED_SECONDS = 30.0
@@ -77,10 +79,16 @@ class LoginFailures:
 
 
 def hba_rows(refused: Collection[Pair]) -> tuple[str, ...]:
-    """Return the rows of PgBouncer's hba file that refuse these pairs; they belong before all that let somebody in."""
+    """Return the rows of PgBouncer's hba file that refuse these pairs; they belong before all that let somebody in.
+
+    What is no IP address, or no name that a user of ours can have, gets none: it is text that a stranger chose.
+    """
     rows = []
     for pair in refused:
-        address = ipaddress.ip_address(pair.address)
-        user = pair.user.replace('"', '""')
-        rows.append(f'host all "{user}" {address}/{address.max_prefixlen} reject')
+        try:
+            address = ipaddress.ip_address(pair.address)
+        except ValueError:
+            continue
+        if PLAIN_NAME.fullmatch(pair.user):
+            rows.append(f'host all "{pair.user}" {address}/{address.max_prefixlen} reject')
     return tuple(rows)

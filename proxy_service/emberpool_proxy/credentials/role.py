@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from emberpool_proxy.credentials.probe import Verdict
 from emberpool_proxy.credentials.role_sources import RoleSource
 from emberpool_proxy.credentials.snapshot import Login
+from emberpool_proxy.errors import ProxyError
 
 Probe = Callable[[Login], Awaitable[Verdict]]
 
@@ -69,13 +70,19 @@ class Role:
 
     async def mend(self, user: str) -> Outcome:
         """Find the login that the database accepts, after it refused `user`, one of `logins`."""
-        found = await self.source.read()
+        try:
+            found = await self.source.read()
+        except ProxyError:
+            # Perhaps nothing is wrong but the source: then what is known goes on.
+            if (verdict := await self.prove()) is Verdict.REFUSED:
+                raise
+            return Outcome(is_changed=False, verdict=verdict)
         if user != self.user:
             return await self._mend_earlier(user, found)
         self._first_seen = found[0]
         candidates = found if self.source.makes_new_logins else [*found, self._login]
         login, verdict = await self._first_accepted(list(dict.fromkeys(candidates)))
-        if verdict in (Verdict.AWAY, Verdict.UNKNOWN):
+        if verdict is not Verdict.ACCEPTED and (verdict is not Verdict.REFUSED or self._login in found):
             login = self._login  # nothing is known to be better
         return Outcome(is_changed=self._use(login, found), verdict=verdict)
 

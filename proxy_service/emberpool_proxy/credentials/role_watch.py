@@ -16,7 +16,7 @@ from emberpool_proxy.log import logger
 # A wrong password must neither lock the role nor hammer Secrets Manager: 0.5, 1, 2, … 30 s between two tries.
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-PROOF_SECONDS = 0.5  # several pools wake at once: one proof is enough for all
+PROOF_SECONDS = 0.05  # several pools wake at once: one proof is enough for all
 QUIET_SECONDS = 60.0  # without a failed login for so long, the next one is looked at at once again
 JITTER = 0.1  # the tasks of a fleet should not ask at the same moment
 
@@ -132,6 +132,7 @@ class RoleWatch:
                 self._woken.clear()
                 if outcome and outcome.is_changed:
                     await publish()
+                    await self._set_hold(is_held=True)  # RELOAD has ended it
                 if outcome and outcome.verdict is not Verdict.REFUSED:
                     self._is_refused = False
                     self._tell_mended(outcome)
@@ -188,7 +189,7 @@ class RoleWatch:
         return {
             "fields": {
                 "role": self.role.user,
-                "source": self.role.source.description,
+                "login_from": self.role.source.description,
                 "entries": sorted(self.entries),
             }
         }

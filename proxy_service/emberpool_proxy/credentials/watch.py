@@ -68,6 +68,7 @@ class Credentials:
     async def load(self, within_seconds: float = LOAD_SECONDS) -> Snapshot:
         """Read everything. What fails is tried again, for `within_seconds`; then its ProxyError is raised."""
         until, pause = time.monotonic() + within_seconds, Pause(longest=within_seconds / 4)
+        told = ""
         while True:
             try:
                 await self._read_all()
@@ -76,7 +77,9 @@ class Credentials:
                 seconds = pause.next()
                 if time.monotonic() + seconds >= until:
                     raise
-                logger.warning("%s; trying again", error)
+                if str(error) != told:
+                    told = str(error)
+                    logger.warning("%s; trying again for up to %g s", error, within_seconds)
                 await asyncio.sleep(seconds)
             else:
                 return self._delivered

@@ -27,6 +27,7 @@ from emberpool_proxy.pgbouncer.rows import (
     ConfigRow,
     DatabaseRow,
     MemoryRow,
+    PeerPoolRow,
     PeerRow,
     PoolRow,
     ServerRow,
@@ -159,6 +160,10 @@ class AdminConsole:
         """Return the peers, this process among them."""
         return await self._show("PEERS", PeerRow)
 
+    async def show_peer_pools(self) -> list[PeerPoolRow]:
+        """Return the peers that a cancel request was ever passed on to, and how many requests are under way."""
+        return await self._show("PEER_POOLS", PeerPoolRow)
+
     async def show_memory(self) -> list[MemoryRow]:
         """Return what PgBouncer's caches take."""
         return await self._show("MEM", MemoryRow)
@@ -178,7 +183,8 @@ class AdminConsole:
         """Let running transactions end, close the server connections, and let clients wait from now on.
 
         The pause is in force at once, also when this is cancelled; it returns when the last transaction has ended.
-        Meanwhile this console takes other commands: the pause has a connection of its own.
+        Meanwhile this console takes other commands: the pause has a connection of its own. Bound it: PgBouncer never
+        answers a PAUSE that was ended by a RESUME.
         """
         connection = await self._connect()
         async with AdminConsole(self._connect, connection) as other:

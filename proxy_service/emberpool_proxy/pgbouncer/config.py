@@ -164,13 +164,13 @@ CHANGED_DEFAULTS: tuple[tuple[str, str, str], ...] = (
     ("server_idle_timeout", "60", "an idle fleet gives its connections back, so that Aurora can pause"),
     ("client_idle_timeout", "3600", "an environment that vanished without FIN is forgotten"),
     ("dns_max_ttl", "2", "a failover changes the address behind the database's name"),
-    ("tcp_keepidle", "30", "a peer that vanished is noticed before a load balancer forgets the flow"),
-    ("tcp_keepintvl", "5", "the same"),
-    ("tcp_keepcnt", "3", "the same"),
+    ("tcp_keepidle", "900", "a frozen environment answers no probe: earlier ones would cut it off though it lives"),
+    ("tcp_keepintvl", "15", "a peer that vanished is forgotten a minute after its first probe"),
+    ("tcp_keepcnt", "4", "the same"),
     ("tcp_user_timeout", "15000", "keepalives are off while data is unacknowledged; this is not (ms)"),
     ("ignore_startup_parameters", "extra_float_digits", "drivers send it; it changes nothing here"),
     ("log_connections", "0", "a storm of logins is two lines each, and log lines are paid for; failures are logged"),
-    ("log_disconnections", "0", "the same"),
+    ("log_disconnections", "1", "why a connection to the database failed is told there only; clients' go to DEBUG"),
     ("stats_period", "60", "one line of totals a minute in the log"),
 )
 

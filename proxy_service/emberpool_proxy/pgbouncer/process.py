@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emberpool_proxy.errors import PgbouncerUnusable
-from emberpool_proxy.log import PGBOUNCER_LINE, relay_pgbouncer_line
+from emberpool_proxy.log import PGBOUNCER_LINE, PgbouncerLog
 from emberpool_proxy.pgbouncer.config import INI_FILE
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings
@@ -49,17 +49,22 @@ async def find_program(settings: ProxySettings) -> Path:
 class PgbouncerProcess:
     """One PgBouncer child. It ends with us: it is started with a parent-death signal."""
 
-    def __init__(self, process: asyncio.subprocess.Process, on_line: Callable[[str], object]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, log: PgbouncerLog, on_event: Callable[[str], object]
+    ) -> None:
         self._process = process
-        self._on_line = on_line
+        self._log = log
+        self._on_event = on_event
         self._last_lines: deque[str] = deque(maxlen=KEPT_LOG_LINES)
         self._relay = asyncio.create_task(self._relay_log(), name="pgbouncer-log")
 
     @classmethod
-    async def start(cls, program: Path, folder: RunFolder, on_line: Callable[[str], object]) -> PgbouncerProcess:
+    async def start(
+        cls, program: Path, folder: RunFolder, log: PgbouncerLog, on_event: Callable[[str], object]
+    ) -> PgbouncerProcess:
         """Start PgBouncer on the rendered files of `folder`; it may not answer yet.
 
-        Each line that it logs is logged by us, and given to `on_line`.
+        Each line that it logs goes to `log`, and those that tell an event to `on_event`.
         """
         # SIGINT lets running transactions end, should we be killed.
         command = ["setpriv", "--pdeathsig", "INT"]
@@ -76,7 +81,7 @@ class PgbouncerProcess:
             start_new_session=True,  # a Ctrl-C at the terminal is ours to handle
             env={"LC_ALL": "C"},  # none of our secrets
         )
-        return cls(process, on_line)
+        return cls(process, log, on_event)
 
     @property
     def pid(self) -> int:
@@ -111,5 +116,6 @@ class PgbouncerProcess:
         while raw := await self._process.stderr.readline():
             line = raw.decode(errors="replace").rstrip()
             self._last_lines.append(line)
-            relay_pgbouncer_line(line)
-            self._on_line(line)
+            if self._log.relay(line):
+                self._on_event(line)
+        self._log.flush()

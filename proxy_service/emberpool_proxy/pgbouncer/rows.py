@@ -188,6 +188,17 @@ class PeerRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerPoolRow:
+    """SHOW PEER_POOLS: the cancel requests for one peer."""
+
+    peer_id: int = 0
+    cl_active_cancel_req: int = 0
+    cl_waiting_cancel_req: int = 0
+    sv_active_cancel: int = 0
+    sv_login: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRow:
     """SHOW MEM: one of PgBouncer's caches, `size` bytes an item."""
 

@@ -124,7 +124,8 @@ def _builder(
 
 def _alternative_names(host_names: tuple[str, ...]) -> list[x509.GeneralName]:
     given = (*host_names, socket.gethostname(), "localhost", *LOCAL_ADDRESSES)
-    return [_general_name(name) for name in dict.fromkeys(name.lower() for name in given if name)]
+    # Certificates hold ASCII names only; a machine may be called anything.
+    return [_general_name(name) for name in dict.fromkeys(name.lower() for name in given if name and name.isascii())]
 
 
 def _general_name(name: str) -> x509.GeneralName:

@@ -2,6 +2,9 @@
 
 A function reads that secret at its cold start anyway. The member `ca_certificate` is added beside user and password,
 which stay as they are; a rotation that writes a version without it gets it added again.
+
+While tasks change over to another CA, each adds its own and leaves the others' alone: there is no moment at which a
+function finds only the one that its task does not have. What no task adds again is removed some checks later.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -18,6 +23,8 @@ from emberpool_proxy.log import logger
 
 MEMBER = "ca_certificate"
 ROUNDS = 5
+CHECKS_TO_FORGET = 3  # in which every task looks at its certificate, and at the secret
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
 
 
 class SwappableSecrets(Protocol):
@@ -35,14 +42,23 @@ class SwappableSecrets(Protocol):
 class PublishedCa:
     """Keeps the CA's certificates in the client secrets `arns`."""
 
-    def __init__(self, secrets: SwappableSecrets, arns: tuple[str, ...], check_seconds: float) -> None:
+    def __init__(
+        self,
+        secrets: SwappableSecrets,
+        arns: tuple[str, ...],
+        check_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._secrets = secrets
         self._arns = arns
         self._check_seconds = check_seconds
+        self._clock = clock
         self._said: set[str] = set()
+        # By secret: certificates that are not ours, and since when they are all that is there beside ours.
+        self._others: dict[str, tuple[frozenset[str], float]] = {}
 
     async def publish(self, ca_pem: str) -> None:
-        """Write `ca_pem` into every secret that has another; what cannot be written is logged, once.
+        """Add `ca_pem` to every secret that does not have it; what cannot be written is logged, once.
 
         Nothing is written while `ca_pem` is empty: then somebody else tells the functions what to trust.
         """
@@ -66,16 +82,30 @@ class PublishedCa:
             if members is None:
                 self._say(f"the secret {arn} must hold a JSON object with username and password; it has another shape")
                 return False
-            if members.get(MEMBER) == ca_pem:
+            published = self._to_publish(arn, str(members.get(MEMBER, "")), ca_pem)
+            if members.get(MEMBER) == published:
                 return False
+            value, token = json.dumps({**members, MEMBER: published}), _token(current.version_id, published)
             try:
-                await self._secrets.swap_secret(
-                    arn, json.dumps({**members, MEMBER: ca_pem}), _token(current.version_id, ca_pem), current.version_id
-                )
+                await self._secrets.swap_secret(arn, value, token, current.version_id)
             except SecretAlreadyWritten:
                 continue  # another task, or a rotation: look again
             return True
         return False
+
+    def _to_publish(self, arn: str, there: str, ca_pem: str) -> str:
+        """Return ours and, until it is clear that no task has them any more, the others that are there."""
+        ours = _certificates(ca_pem)
+        others = frozenset(_certificates(there)) - frozenset(ours)
+        now = self._clock()
+        known, since = self._others.get(arn, (others, now))
+        if known != others:
+            since = now
+        self._others[arn] = others, since
+        if not others or now - since > CHECKS_TO_FORGET * self._check_seconds:
+            return "".join(ours)
+        # In the order in which they are there: two tasks that agree must not go on rewriting each other.
+        return "".join(dict.fromkeys(_certificates(there) + ours))
 
     def _say(self, message: str) -> None:
         if message not in self._said:
@@ -87,6 +117,10 @@ def _token(version_id: str, ca_pem: str) -> str:
     # The same in every task, so that they all write one version. Version ids are in CloudTrail's log: nothing of
     # the password goes into it.
     return hashlib.sha256(f"emberpool {version_id} {ca_pem}".encode()).hexdigest()
+
+
+def _certificates(pem: str) -> list[str]:
+    return [found.rstrip("\n") + "\n" for found in CERTIFICATE.findall(pem)]
 
 
 def _members(text: str) -> dict[str, object] | None:

@@ -3,6 +3,7 @@
 from emberpool_local.aws.cloudformation import (
     container_service,
     database,
+    discovery,
     functions,
     load_balancing,
     network,
@@ -18,6 +19,7 @@ def register_all() -> None:
         secrets,
         network,
         database,
+        discovery,
         container_service,
         load_balancing,
         scaling,

@@ -1,0 +1,124 @@
+"""The goals beside what was measured in this run, and the JSON of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.layer.series import Spread, ratios
+from benchmarks.proxy import throughput
+from benchmarks.proxy.storms import Repetition
+from benchmarks.proxy.throughput import Block, Throughput
+from rich.console import Console
+from rich.table import Table
+
+GOAL_THROUGHPUT_RATIO = 0.97
+GOAL_LOGIN_RATIO = 0.95
+GOAL_MEMORY_RATIO = 1.02  # "as PgBouncer's", and what two storms differ by
+GOAL_TASK_MIB = 450.0
+GOAL_AGENT_CPU_PERCENT = 2.0
+GOAL_AGENT_MIB = 80.0
+GOAL_START_SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table; the goal is met when the median is. Without a goal it is for information."""
+
+    what: str
+    unit: str
+    values: Sequence[float]
+    digits: int
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def goal(self) -> str:
+        if self.at_least is not None:
+            return f"at least {self.at_least:g}"
+        return "" if self.at_most is None else f"at most {self.at_most:g}"
+
+    @property
+    def is_met(self) -> bool | None:
+        median = Spread.of(self.values).median
+        if self.at_least is not None:
+            return median >= self.at_least
+        return None if self.at_most is None else median <= self.at_most
+
+
+def throughput_lines(found: Throughput) -> list[Line]:
+    """Return the ratios of transactions a second, workload by workload."""
+    lines = []
+    for workload, pools in found.by_workload.items():
+        ours, bare = pools[throughput.OURS], pools[throughput.BARE]
+        what = f"transactions/s against bare PgBouncer: {workload}"
+        lines.append(Line(what, "ratio", ratios(_rates(ours), _rates(bare)), 3, at_least=GOAL_THROUGHPUT_RATIO))
+    for workload, pools in found.by_workload.items():
+        ours, bare = pools[throughput.OURS], pools[throughput.BARE]
+        what = f"CPU of a transaction, agent included, against bare: {workload}"
+        lines.append(Line(what, "ratio", ratios(_cpu(ours), _cpu(bare)), 3))
+    for workload, pools in found.by_workload.items():
+        what = f"transactions/s of reset_policy always against tracked: {workload}"
+        slowed = ratios(_rates(pools[throughput.RESET]), _rates(pools[throughput.OURS]))
+        lines.append(Line(what, "ratio", slowed, 2))
+    return lines
+
+
+def _rates(blocks: Sequence[Block]) -> list[float]:
+    return [block.transactions_per_second for block in blocks]
+
+
+def _cpu(blocks: Sequence[Block]) -> list[float]:
+    return [block.cpu_us_per_transaction for block in blocks]
+
+
+def storm_lines(found: Sequence[Repetition], clients: int) -> list[Line]:
+    """Return what starts, logins and held clients cost."""
+    ours, bare = [one.ours for one in found], [one.bare for one in found]
+    rates = ratios([one.logins_per_second for one in ours], [one.logins_per_second for one in bare])
+    memory = ratios([one.kib_per_client for one in ours], [one.kib_per_client for one in bare])
+    login_cpu = ratios([one.login_cpu_us for one in ours], [one.login_cpu_us for one in bare])
+    failed = [float(sum(one.failures.values())) for one in ours]
+    held = f"{clients} TLS clients held"
+    return [
+        Line("start to the first row", "s", [one.start_seconds for one in found], 2, at_most=GOAL_START_SECONDS),
+        Line("start to the first row: CPU of all processes", "s", [one.start_cpu_seconds for one in found], 2),
+        Line(f"{clients} TLS and SCRAM logins at once: failed", "", failed, 0, at_most=0),
+        Line("logins/s against bare PgBouncer, P-256", "ratio", rates, 3, at_least=GOAL_LOGIN_RATIO),
+        Line("logins/s", "1/s", [one.logins_per_second for one in ours], 0),
+        Line("PgBouncer's CPU of a login against bare", "ratio", login_cpu, 3),
+        Line("memory of an idle TLS client against bare", "ratio", memory, 3, at_most=GOAL_MEMORY_RATIO),
+        Line("memory of an idle TLS client", "KiB", [one.kib_per_client for one in ours], 1),
+        Line(f"{held}: the whole task", "MiB", [one.task_mib for one in ours], 0, at_most=GOAL_TASK_MIB),
+        Line(
+            f"{held}: the agent's CPU",
+            "% of a core",
+            [one.agent.cpu_percent for one in found],
+            2,
+            at_most=GOAL_AGENT_CPU_PERCENT,
+        ),
+        Line(f"{held}: the agent", "MiB", [one.agent.resident_mib for one in found], 0, at_most=GOAL_AGENT_MIB),
+        Line(f"{held}: the supervisor's CPU", "% of a core", [one.agent.supervisor_cpu_percent for one in found], 2),
+    ]
+
+
+def show(console: Console, lines: Sequence[Line]) -> None:
+    """Print the one table."""
+    table = Table("", "goal", "measured", "least to greatest", "unit", "met")
+    for line in lines:
+        spread = Spread.of(line.values)
+        table.add_row(
+            line.what,
+            line.goal,
+            f"{spread.median:.{line.digits}f}",
+            f"{spread.least:.{line.digits}f} to {spread.greatest:.{line.digits}f}",
+            line.unit,
+            {True: "yes", False: "NO", None: ""}[line.is_met],
+        )
+    console.print(table)
+
+
+def as_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Return the lines with every repetition."""
+    return [asdict(line) | {"median": Spread.of(line.values).median, "is_met": line.is_met} for line in lines]

@@ -1,0 +1,108 @@
+"""No statement outlives its invocation: timeouts, the watchdog, and what is not sent any more."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import psycopg
+import pytest
+
+from emberpool import (
+    DeadlineTooClose,
+    warm_connection,
+)
+from emberpool.watchdog import Watchdog
+
+from .conftest import Admin, Context, Environment, ledger
+
+
+def test_every_transaction_of_the_handler_has_the_timeout(environment: Environment, admin: Admin) -> None:
+    """After a commit of its own, and in `transaction()` blocks, a handler's statements are still bounded."""
+
+    @warm_connection
+    def handler(event: object, context: object, connection: psycopg.Connection) -> list[int]:
+        found = []
+        for _ in range(2):
+            found.append(timeout_ms(connection))
+            connection.commit()
+        connection.autocommit = True
+        with connection.transaction():
+            found.append(timeout_ms(connection))
+        with connection.pipeline():
+            connection.autocommit = False
+            found.append(timeout_ms(connection))
+        return found
+
+    assert all(1_000 < found <= 9_800 for found in handler({}, Context(remaining_ms=10_000)))
+
+
+def timeout_ms(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("select setting::int from pg_settings where name = 'statement_timeout'").fetchone()
+    return row[0]
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+def test_late_statement_is_cancelled_by_the_watchdog(environment: Environment, admin: Admin, transaction: bool) -> None:
+    """A statement that comes late in its invocation, or outside of a transaction, still ends before the margin."""
+
+    @warm_connection(transaction=transaction)
+    def handler(event: object, context: object, connection: psycopg.Connection) -> None:
+        connection.execute("set local statement_timeout = 0" if transaction else "select 1")
+        connection.execute("select pg_sleep(30) /* late */")
+
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        handler({}, Context(remaining_ms=900))
+    running = admin.execute(
+        "select count(*) from pg_stat_activity where state = 'active' and query like '%late%' "
+        "and pid <> pg_backend_pid()"
+    )
+    assert running.fetchone() == (0,)
+
+
+def test_statement_after_the_deadline_is_not_sent(environment: Environment, admin: Admin) -> None:
+    """When the margin has begun, another statement raises DeadlineTooClose instead of being cut in half."""
+
+    @warm_connection
+    def handler(event: object, context: object, connection: psycopg.Connection) -> None:
+        connection.execute("insert into ledger values ('first')")
+        until = time.monotonic() + 0.4
+        while time.monotonic() < until:
+            pass
+        connection.execute("insert into ledger values ('too late')")
+
+    with pytest.raises(DeadlineTooClose, match="was not sent"):
+        handler({}, Context(remaining_ms=500))
+    assert ledger(admin) == []
+
+
+def test_watchdog_never_cancels_the_next_invocation(environment: Environment, admin: Admin) -> None:
+    """After an invocation that came near its deadline, the next one's statements run undisturbed."""
+
+    @warm_connection
+    def handler(event: float, context: object, connection: psycopg.Connection) -> float:
+        connection.execute("select pg_sleep(%s)", [event])
+        return event
+
+    handler(0, Context())  # what opening takes is not within those 290 ms
+    for _ in range(5):
+        handler(0.05, Context(remaining_ms=290))
+        assert handler(0.15, Context(remaining_ms=30_000)) == 0.15
+
+
+def test_watchdog_looks_again_for_a_statement_that_began_after_its_first_look() -> None:
+    """A statement that starts between the watchdog's look and the margin is still found, until it is disarmed."""
+    watchdog, looks, enough = Watchdog(), [], threading.Event()
+
+    def look() -> None:
+        looks.append(time.time())
+        if len(looks) == 3:
+            enough.set()
+
+    watchdog.arm(time.time() + 0.05, look)
+    assert enough.wait(10)
+    watchdog.disarm()
+    seen = len(looks)
+    time.sleep(0.1)
+    assert len(looks) == seen
