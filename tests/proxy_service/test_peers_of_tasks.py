@@ -290,7 +290,7 @@ def arrived(tasks: Tasks, task: Proxy, database: EmbeddedPostgres, count: int = 
         async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
             query = asyncio.create_task(connection.execute(statement(number)))
             # A cancel request that overtakes its query is lost in PostgreSQL, too.
-            while not await runs(observer, statement(number)):  # noqa: ASYNC110 (PostgreSQL's word)
+            while not query.done() and not await runs(observer, statement(number)):  # noqa: ASYNC110 (PostgreSQL's word)
                 await asyncio.sleep(0.01)
             await connection.cancel_safe()
             try:

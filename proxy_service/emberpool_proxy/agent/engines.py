@@ -31,6 +31,7 @@ class Engine:
     restarts: int = 0
     console: AdminConsole | None = None
     silences: int = 0  # ticks in a row without an answer
+    is_prepared: bool = False  # everybody who asked for it has seen it before its first client
 
 
 class Engines:
@@ -48,7 +49,7 @@ class Engines:
     @property
     def are_answering(self) -> bool:
         """Whether every process has a console that answered last."""
-        return all(engine.console is not None and not engine.silences for engine in self.all)
+        return all(engine.console is not None and engine.is_prepared and not engine.silences for engine in self.all)
 
     @property
     def have_ended(self) -> bool:
@@ -65,7 +66,7 @@ class Engines:
         self._on_log_event.append(callback)
 
     def on_attached(self, callback: Callable[[Engine], Awaitable[None]]) -> None:
-        """Await `callback(engine)` each time that a process answers for the first time."""
+        """Await `callback(engine)` each time that a process answers for the first time, before it counts as ready."""
         self._on_attached.append(callback)
 
     def read_log_line(self, index: int, line: str) -> None:
@@ -81,7 +82,7 @@ class Engines:
             engine.restarts = state.restarts
             if state.pid == engine.pid:
                 continue
-            engine.pid, engine.console, engine.silences = state.pid, None, 0
+            engine.pid, engine.console, engine.silences, engine.is_prepared = state.pid, None, 0, False
             if running := self._attaching.pop(engine.index, None):
                 running.cancel()
             if state.pid:
@@ -141,6 +142,7 @@ class Engines:
         logger.info("pgbouncer answers", extra={"fields": {"process": engine.index, "pid": pid}})
         for callback in self._on_attached:
             await callback(engine)
+        engine.is_prepared = True
 
     async def _answering_console(self, engine: Engine) -> AdminConsole | None:
         try:

@@ -75,6 +75,7 @@ class Pool:
         arns = tuple(dict.fromkeys(spec.secret_arn for spec in client_specs(settings) if spec.secret_arn))
         self._published_ca = PublishedCa(self._aws, arns, settings.credentials_check_seconds)
         self._fleet = Fleet(settings)
+        engines.on_attached(self._login_gate.close_first)
         self._refusals = Refusals(engines, lambda: self._credentials.client_names)
         self._drain = Drain(settings, engines, health, Registration(settings, self._aws))
         self._telemetry = Telemetry(settings, health)

@@ -106,6 +106,12 @@ class LoginGate:
                     for name, value in FOREVER.items():
                         await engine.console.set(name, value)
 
+    async def close_first(self, engine: Engine) -> None:
+        """Close the gates of a process that has just started, before the first client can make it log in."""
+        with contextlib.suppress(psycopg.Error, TimeoutError):
+            if engine.console:
+                await self._look_at(engine.console, engine.pid)
+
     async def run(self) -> None:
         """Watch until cancelled."""
         next_tick = 0.0
