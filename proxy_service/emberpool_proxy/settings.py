@@ -44,6 +44,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_server_connections", 1, 10_000),
     ("max_client_connections", 1, 100_000),
     ("query_wait_seconds", 0.5, 900),
+    ("server_idle_seconds", 1, 86_400),
     ("query_timeout_seconds", 0, 86_400),
     ("client_login_seconds", 1, 900),
     ("idle_transaction_seconds", 0, 86_400),
@@ -155,6 +156,9 @@ class ProxySettings:
     tracked_parameters: str = field(
         default="IntervalStyle, default_transaction_read_only",
         metadata=_help("session parameters that PgBouncer keeps for each client; add search_path on PostgreSQL 18"),
+    )
+    server_idle_seconds: float = field(
+        default=60.0, metadata=_help("a pool that nobody used for so long has no connection: a database can pause")
     )
     fleet_name: str = field(
         default="", metadata=_help("DNS name whose addresses are the tasks of this pool; empty: this task is alone")

@@ -44,6 +44,7 @@ class Engines:
         self._attaching: dict[int, asyncio.Task[None]] = {}
         self._on_log_event: list[Callable[[int, Event], None]] = []
         self._on_attached: list[Callable[[Engine], Awaitable[None]]] = []
+        self.is_draining = False
         self.all = [Engine(index, settings.engine_path(index)) for index in range(settings.pgbouncer_processes)]
 
     @property
@@ -133,6 +134,8 @@ class Engines:
 
     async def _attach(self, engine: Engine, pid: int) -> None:
         console = await self._answering_console(engine)
+        if console is None and self.is_draining:
+            return  # it has taken its shutdown already and lets the last transactions end; stop_seconds bounds that
         if console is None:
             logger.error("pgbouncer does not answer its console: ending it", extra={"fields": {"pid": pid}})
             self.kill(engine)

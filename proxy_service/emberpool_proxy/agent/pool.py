@@ -27,6 +27,7 @@ from emberpool_proxy.agent.watch import watch_engines
 from emberpool_proxy.aws import AwsCalls
 from emberpool_proxy.credentials.client_specs import client_specs
 from emberpool_proxy.credentials.gate import LoginGate
+from emberpool_proxy.credentials.gate_state import SLEEP_SHARE
 from emberpool_proxy.credentials.probe import Verdict
 from emberpool_proxy.credentials.snapshot import Snapshot
 from emberpool_proxy.credentials.watch import Credentials
@@ -63,7 +64,11 @@ class Pool:
         self._rendering = Rendering(settings, state.agent_verifier, Known(first_peer_id=state.first_peer_id))
         # Half of what a client waits at most: then it hears PgBouncer's reason instead of query_wait_timeout.
         self._login_gate = LoginGate(
-            lambda: engines.all, self._prove, settings.query_wait_seconds / 2, settings.agent_tick_seconds
+            lambda: engines.all,
+            self._prove,
+            settings.query_wait_seconds / 2,
+            settings.server_idle_seconds * SLEEP_SHARE,
+            settings.agent_tick_seconds,
         )
         self._credentials = Credentials(settings, self._aws, hold=self._login_gate, earlier_users=state.client_users)
         self._own_authority = OwnAuthority(kept=state.own_authority)

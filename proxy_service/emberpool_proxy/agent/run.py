@@ -51,6 +51,7 @@ class Agent:
         if self._engines is None:
             return
         self._health.agent_restarts = word.agent_restarts
+        self._engines.is_draining = word.is_draining
         self._engines.update(word.engines)
         if word.is_draining:
             self._draining.set()

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import psycopg
 
-from emberpool_proxy.credentials.gate_state import REFRESH_SECONDS, SLEEP_SECONDS, Act, Gate, GateState, Look, step
+from emberpool_proxy.credentials.gate_state import REFRESH_SECONDS, Act, Gate, GateState, Look, step
 from emberpool_proxy.credentials.probe import Verdict
 from emberpool_proxy.log import logger
 from emberpool_proxy.pgbouncer.admin import AdminConsole
@@ -49,6 +49,7 @@ class LoginGate:
     """The gates of all pools of all processes. `prove(entry)` says whether the database accepts the entry's login.
 
     `patience_seconds` bounds how long clients wait at a gate that cannot be opened, before PgBouncer tells them why.
+    A pool that ran nothing for `sleep_seconds` is closed: less than PgBouncer's server_idle_timeout, which empties it.
     """
 
     def __init__(
@@ -56,8 +57,8 @@ class LoginGate:
         engines: Callable[[], Iterable[Engine]],
         prove: Prove,
         patience_seconds: float,
+        sleep_seconds: float,
         tick_seconds: float = TICK_SECONDS,
-        sleep_seconds: float = SLEEP_SECONDS,
         refresh_seconds: float = REFRESH_SECONDS,
     ) -> None:
         self._engines = engines

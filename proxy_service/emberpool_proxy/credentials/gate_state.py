@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-SLEEP_SECONDS = 55.0  # below PgBouncer's server_idle_timeout: the gate closes before the pool is empty
+SLEEP_SHARE = 0.9  # of PgBouncer's server_idle_timeout: the gate closes before the pool is empty
 # Below server_lifetime: a pool with one server connection would be empty for a moment when its lifetime is over.
 REFRESH_SECONDS = 600.0
 
@@ -58,7 +58,7 @@ class GateState:
 
 
 def step(
-    state: GateState, look: Look, sleep_seconds: float = SLEEP_SECONDS, refresh_seconds: float = REFRESH_SECONDS
+    state: GateState, look: Look, sleep_seconds: float, refresh_seconds: float = REFRESH_SECONDS
 ) -> tuple[GateState, Act]:
     """Return the state after a look, and what to do about it."""
     if look.active or look.waiting or look.transactions != state.transactions:

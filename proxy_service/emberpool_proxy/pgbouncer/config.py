@@ -117,6 +117,7 @@ def _ini(settings: ProxySettings, identity: EngineIdentity, snapshot: Snapshot) 
         f"max_db_connections = {_share_of_entry(share, len(snapshot.entries))}",
         f"max_client_conn = {settings.max_client_connections + AGENT_CONSOLES}",
         f"query_wait_timeout = {settings.query_wait_seconds:g}",
+        f"server_idle_timeout = {settings.server_idle_seconds:g}",
         f"query_timeout = {settings.query_timeout_seconds:g}",
         f"idle_transaction_timeout = {settings.idle_transaction_seconds:g}",
         # A login waits for the database too: PgBouncer greets nobody before it has one connection.
@@ -161,7 +162,6 @@ CHANGED_DEFAULTS: tuple[tuple[str, str, str], ...] = (
     ("server_login_retry", "0.5", "clients are down for the outage, not for 15 s more"),
     ("server_connect_timeout", "3", "a silent database host fails fast enough to be tried again"),
     ("server_lifetime", "900", "connections follow a failover or a scaled database within 15 minutes"),
-    ("server_idle_timeout", "60", "an idle fleet gives its connections back, so that Aurora can pause"),
     ("client_idle_timeout", "3600", "an environment that vanished without FIN is forgotten"),
     ("dns_max_ttl", "2", "a failover changes the address behind the database's name"),
     ("tcp_keepidle", "900", "a frozen environment answers no probe: earlier ones would cut it off though it lives"),
