@@ -7,6 +7,7 @@ tick saw, so that no caller can make the agent work.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -24,6 +25,8 @@ STATUS_PATH = "/status"
 NOT_ANSWERING = "pgbouncer does not answer"
 # A stalled caller must not hold up the end of the agent.
 SHUTDOWN_SECONDS = 1.0
+# An answer takes milliseconds; whoever keeps a connection for longer opens another one the next time.
+CONNECTION_SECONDS = 15.0
 
 DatabaseState = Literal["unknown", "up", "away", "paused"]
 
@@ -94,11 +97,24 @@ async def serve_health(
     # The listening socket is the supervisor's: closing ours only stops our listening to it.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
+    closing_old = asyncio.create_task(_close_old_connections(runner))
     try:
         await web.SockSite(runner, sock).start()
         yield
     finally:
+        closing_old.cancel()
         await runner.cleanup()
+
+
+async def _close_old_connections(runner: web.AppRunner) -> None:
+    """Close what has been open for too long: aiohttp waits without end for the rest of a request."""
+    seen: set[object] = set()
+    while runner.server:
+        await asyncio.sleep(CONNECTION_SECONDS)
+        for connection in runner.server.connections:
+            if connection in seen:
+                connection.force_close()
+        seen = set(runner.server.connections)
 
 
 async def _answer(health: Health, reason: str | None) -> web.Response:

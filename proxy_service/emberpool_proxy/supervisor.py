@@ -201,6 +201,7 @@ class Supervisor:
     async def _end_engines_gently(self) -> None:
         # SIGTERM waits for clients to leave by themselves, and they may stay: bounded.
         for engine in self._engines.values():
+            engine.resume()  # what the agent paused, nobody else would
             engine.terminate()
         ends = [asyncio.create_task(engine.wait()) for engine in self._engines.values()]
         if ends:

@@ -150,7 +150,7 @@ def proxies(
     """Makes proxies (not yet started) with overridden settings; ends them when the context ends."""
     made: list[Proxy] = []
 
-    def make(**overrides: object) -> Proxy:
+    def make(pass_on: tuple[str, ...] = (), **overrides: object) -> Proxy:
         # Not in log_folder: a unix socket's path has 107 bytes, and root's PgBouncer runs as nobody.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="emberpool-test-"))
         Path(folder).chmod(0o755)
@@ -173,7 +173,9 @@ def proxies(
             **overrides,
         }
         environment = {variable(name): str(value) for name, value in given.items()}
-        proxy = Proxy({"PATH": os.environ["PATH"], **environment}, log_folder / f"proxy-{len(made)}.log")
+        proxy = Proxy(
+            {name: os.environ[name] for name in ("PATH", *pass_on)} | environment, log_folder / f"proxy-{len(made)}.log"
+        )
         made.append(proxy)
         return proxy
 

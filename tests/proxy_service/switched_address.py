@@ -17,6 +17,7 @@ class SwitchedAddress:
 
     target: int
     port: int = 0
+    delay_seconds: float = 0.0  # before a connection is led on: a login across zones, a server that is busy
     _open: set[asyncio.StreamWriter] = field(default_factory=set)
 
     def switch(self, target: int) -> None:
@@ -29,6 +30,7 @@ class SwitchedAddress:
             writer.transport.abort()
 
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self.delay_seconds)
         try:
             there_reader, there_writer = await asyncio.open_connection(HOST, self.target)
         except OSError:

@@ -14,6 +14,7 @@ from emberpool_proxy.agent.database_gate import Gate
 from emberpool_proxy.agent.database_state import Answer
 
 from .bare_pgbouncer import BarePgbouncer, add_role, bare_pgbouncer
+from .switched_address import HOST, switched_address
 from .watched_pool import POOL_SETTINGS, REFUSED, WatchedEngines, entry, states, until
 
 
@@ -39,7 +40,7 @@ async def gate(pool: BarePgbouncer) -> AsyncIterator[Gate]:
     """The gate of that PgBouncer."""
     engines = WatchedEngines([pool])
     await engines.open()
-    opened = Gate(engines, engines.all[0])
+    opened = Gate(engines, engines.all[0], handover_seconds=1.0)
     await opened.open()
     yield opened
     await opened.close()
@@ -107,6 +108,36 @@ async def test_handover_serves_those_in_line(mortal: EmbeddedPostgres, pool: Bar
     assert [answer and answer.get_value(0, 0) for answer in answers] == [b"1"] * len(clients)
     for client in clients:
         client.close()
+
+
+async def test_query_during_a_handover_is_not_refused(
+    mortal: EmbeddedPostgres, pgbouncer_program: PgbouncerProgram
+) -> None:
+    """A client that comes between the RESUME and the pool's first login is served like the others."""
+    async with switched_address(mortal.port) as address:
+        with bare_pgbouncer(pgbouncer_program, entry(HOST, address.port), settings=POOL_SETTINGS) as pool:
+            engines = WatchedEngines([pool])
+            await engines.open()
+            gate = Gate(engines, engines.all[0])
+            await gate.open()
+            with await asyncio.to_thread(psycopg.connect, pool.conninfo(), autocommit=True) as client:
+                await asyncio.to_thread(query, client)
+                # The forwarder hangs up on those whom it cannot lead on.
+                await asyncio.to_thread(mortal.stop)
+                ask_once = await asyncio.to_thread(psycopg.connect, pool.conninfo(), autocommit=True)
+                ask(ask_once)
+                await asyncio.to_thread(pool.line_with, "(age=0s)")
+                gate.pause()
+                await asyncio.to_thread(pool.line_with, "PAUSE command")
+                ask_once.close()
+                await asyncio.to_thread(mortal.start)
+                address.delay_seconds = 0.3
+                handover = asyncio.create_task(gate.hand_over(reconnect=False))
+                await asyncio.to_thread(pool.line_with, "RESUME command")
+                assert await asyncio.to_thread(query, client) == (1,)
+                assert await handover is Answer.WRITABLE
+            await gate.close()
+            await engines.close()
 
 
 async def test_handover_to_a_database_that_is_away_pauses_again(

@@ -7,6 +7,7 @@ import json
 import socket
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from emberpool_proxy.health import Health, serve_health
@@ -100,3 +101,16 @@ async def test_routes_of_other_parts_are_served_beside() -> None:
             session.get(url + "/peers") as answered,
         ):
             assert await answered.text() == "peers"
+
+
+async def test_half_a_request_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends half a request and hangs holds a connection for a bounded time; others are answered meanwhile."""
+    monkeypatch.setattr("emberpool_proxy.health.CONNECTION_SECONDS", 0.1)
+    async with observed() as seen:
+        reader, writer = await asyncio.open_connection(*seen.url.removeprefix("http://").split(":"))
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost:")
+        await writer.drain()
+        assert (await seen.get("/healthz"))[0] == 200
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()

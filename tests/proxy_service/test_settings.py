@@ -75,7 +75,9 @@ def test_every_changed_default_has_its_reason() -> None:
 def test_database_line_has_no_password() -> None:
     """Passwords and verifiers stand in the auth file only: a password in the ini would break SCRAM logins."""
     snapshot = Snapshot(
-        {"app_user": "hush-database"}, (ClientUser("function", "hush-verifier", "app", "app_user"),), {"app": "app_user"}
+        {"app_user": "hush-database"},
+        (ClientUser("function", "hush-verifier", "app", "app_user"),),
+        {"app": "app_user"},
     )
     identity = EngineIdentity(0, 0, "hush-agent")
     rendered = render(ProxySettings.from_environment(VALID), snapshot, identity)

@@ -28,7 +28,8 @@ from emberpool_proxy.pgbouncer.rows import PoolRow
 OPEN_SECONDS = 1.0
 VIEW_SECONDS = 0.5
 ENQUEUE_SECONDS = 0.05  # a login to the pool over its unix socket takes 3 ms
-HANDOVER_SECONDS = 1.0  # how long clients that do not wait yet may find nobody reading
+# How long clients that do not wait yet may find nobody reading: as long as PgBouncer gives a slow login.
+HANDOVER_SECONDS = 3.0
 HANDOVER_LOOK_SECONDS = 0.003
 POOL_ANSWER_SECONDS = 1.0
 
@@ -84,9 +85,10 @@ class View:
 class Gate:
     """The gate of one process. It has consoles of its own, as a PAUSE blocks the one that it is given on."""
 
-    def __init__(self, engines: PoolEngines, engine: PoolEngine) -> None:
+    def __init__(self, engines: PoolEngines, engine: PoolEngine, handover_seconds: float = HANDOVER_SECONDS) -> None:
         self._engines = engines
         self._engine = engine
+        self._handover_seconds = handover_seconds
         self._pid = 0
         self._orders: AdminConsole | None = None
         self._view: AdminConsole | None = None
@@ -203,8 +205,8 @@ class Gate:
             return await _answers(questions, POOL_ANSWER_SECONDS)
 
     async def _has_logged_in(self, databases: set[str]) -> bool:
-        """Wait until each of these pools has a server connection; return whether one has, after HANDOVER_SECONDS."""
-        until = time.monotonic() + HANDOVER_SECONDS
+        """Wait until each of these pools has a server connection; return whether one has, after handover_seconds."""
+        until = time.monotonic() + self._handover_seconds
         has_any = False
         while self._view is not None and time.monotonic() < until:
             try:

@@ -15,8 +15,10 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from emberpool_proxy import metrics
+from emberpool_proxy.agent.database_watch import DatabaseWatch
 from emberpool_proxy.agent.drain import Drain
-from emberpool_proxy.agent.engines import Engines
+from emberpool_proxy.agent.engines import Engine, Engines
+from emberpool_proxy.agent.first_login import log_in_first
 from emberpool_proxy.agent.fleet import PEERS_PATH, Fleet
 from emberpool_proxy.agent.refusals import Refusals
 from emberpool_proxy.agent.registration import Registration
@@ -80,7 +82,7 @@ class Pool:
         arns = tuple(dict.fromkeys(spec.secret_arn for spec in client_specs(settings) if spec.secret_arn))
         self._published_ca = PublishedCa(self._aws, arns, settings.credentials_check_seconds)
         self._fleet = Fleet(settings)
-        engines.on_attached(self._login_gate.close_first)
+        engines.on_attached(self._begin)
         self._refusals = Refusals(engines, lambda: self._credentials.client_names)
         self._drain = Drain(settings, engines, health, Registration(settings, self._aws))
         self._telemetry = Telemetry(settings, health)
@@ -88,12 +90,14 @@ class Pool:
         self._telemetry.status.add("peers", self._describe_peers)
         self._telemetry.status.add("credentials", self._describe_credentials)
         self._read_at = 0.0  # when the credentials in use were read
+        self._database_watch = DatabaseWatch(settings, engines, health, self._probe_login)
         self._database_tls = DatabaseTlsFaults(settings)
         for callback in (
             self._telemetry.counts.count_event,
             self._refusals.count,
             self._tell_credentials,
             self._database_tls.saw,
+            self._tell_database_watch,
         ):
             engines.on_log_event(callback)
 
@@ -121,6 +125,7 @@ class Pool:
             self._keep_known(),
             self._refusals.run(self._new_refusals),
             self._login_gate.run(),
+            self._database_watch.run(),
             self._telemetry.run(),
             self._keep_gauges(),
         )
@@ -163,6 +168,11 @@ class Pool:
             ]
         await first_to_end(*parts)
 
+    async def _begin(self, engine: Engine) -> None:
+        snapshot = self._rendering.known.snapshot
+        await log_in_first(self._engines, engine, snapshot.entries if snapshot else (), self._prove)
+        await self._login_gate.close_first(engine)
+
     async def _prove(self, entry: str) -> Verdict:
         return await self._credentials.prove(entry)
 
@@ -190,6 +200,14 @@ class Pool:
 
     async def _new_refusals(self, rows: tuple[str, ...]) -> None:
         await self._rendering.change(self._engines, lambda known: replace(known, rejected=rows))
+
+    def _probe_login(self) -> tuple[str, str]:
+        snapshot = self._rendering.known.snapshot
+        role = snapshot.entries[self._settings.database_name] if snapshot else ""
+        return role, snapshot.database_logins[role] if snapshot else ""
+
+    def _tell_database_watch(self, _index: int, event: Event) -> None:
+        self._database_watch.on_log_event(event)
 
     def _tell_credentials(self, _index: int, event: Event) -> None:
         match event:

@@ -13,6 +13,7 @@ from enum import Enum
 SLEEP_SHARE = 0.9  # of PgBouncer's server_idle_timeout: the gate closes before the pool is empty
 # Below server_lifetime: a pool with one server connection would be empty for a moment when its lifetime is over.
 REFRESH_SECONDS = 600.0
+NEVER = float("-inf")
 
 
 class Gate(Enum):
@@ -53,7 +54,7 @@ class GateState:
     gate: Gate = Gate.OPEN
     transactions: int = -1
     used_at: float = 0.0
-    proven_at: float = float("-inf")
+    proven_at: float = NEVER
     has_given_up: bool = False  # clients are told what PgBouncer has heard, until a login is accepted again
 
 
@@ -63,6 +64,8 @@ def step(
     """Return the state after a look, and what to do about it."""
     if look.active or look.waiting or look.transactions != state.transactions:
         state = replace(state, transactions=look.transactions, used_at=look.now)
+    if look.servers and state.proven_at == NEVER:
+        state = replace(state, proven_at=look.now)  # it has just logged in
     if look.is_paused:
         # By us, or by an agent before us: only the agent has the console's password.
         return replace(state, gate=Gate.CLOSED), Act.WAKE if look.waiting else Act.NOTHING

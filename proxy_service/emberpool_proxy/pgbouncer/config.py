@@ -159,7 +159,7 @@ def _peers(identity: EngineIdentity, peers: tuple[Peer, ...]) -> str:
 CHANGED_DEFAULTS: tuple[tuple[str, str, str], ...] = (
     ("max_prepared_statements", "200", "protocol-level prepared statements work through transaction pooling"),
     ("listen_backlog", "4096", "5,000 logins at once take 0.6 s instead of 2-3 s"),
-    ("server_login_retry", "0.5", "clients are down for the outage, not for 15 s more"),
+    ("server_login_retry", "0.1", "clients are down for the outage, not for 15 s more"),
     ("server_connect_timeout", "3", "a silent database host fails fast enough to be tried again"),
     ("server_lifetime", "900", "connections follow a failover or a scaled database within 15 minutes"),
     ("client_idle_timeout", "3600", "an environment that vanished without FIN is forgotten"),

@@ -99,6 +99,11 @@ class PgbouncerProcess:
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGKILL)
 
+    def resume(self) -> None:
+        """End a pause of the whole process."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGUSR2)
+
     def terminate(self) -> None:
         """Let the process end once its clients have left; it takes no new ones."""
         if self._process.returncode is None:
