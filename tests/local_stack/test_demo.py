@@ -34,7 +34,8 @@ def test_demo_shows_the_problem_and_the_cure() -> None:
     assert naive.connections_opened == naive.succeeded
     assert warm.connections_opened == warm.most_server_connections
     assert (emberpool.failed, emberpool.succeeded) == (0, 64)
-    assert emberpool.connections_opened <= 4
+    assert emberpool.most_server_connections <= 4
+    assert emberpool.connections_opened <= 4 + 1  # the agent proves the pool's login before the first client's
     assert [progress.title for progress in seen if progress.done == progress.total == 64] == [
         "naive",
         "warm only",

@@ -78,11 +78,11 @@ def test_idle_clients_are_closed_at_an_even_rate(count: int, longest: float, ste
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.02, 2.0), seeds)
 def test_busy_clients_are_not_closed_all_at_once(period: float, seed: int) -> None:
-    """Of clients that are never idle for long, no step closes more than two thirds."""
+    """Of clients that are never idle for long, no step closes more than four fifths (in the median: a quarter)."""
     rng = random.Random(seed)
     clients = [Client(period * rng.uniform(0.5, 2), 0.0, rng.uniform(0, 10)) for _ in range(300)]
     closed, _, _ = drain(clients, 20, seed)
-    assert max(closed) <= 200
+    assert max(closed) <= 240
 
 
 @given(st.lists(st.integers(0, 3600), max_size=50), st.integers(0, 50), st.integers(-1, 30), seeds)

@@ -104,8 +104,8 @@ def test_restarted_database_costs_only_what_was_in_flight(
 ) -> None:
     """New work waits: errors come at the loss only and are few, no commit is lost, nothing runs twice.
 
-    What is no statement in flight is told "server login has been failing" in the milliseconds before the pause: that was
-    never sent, and the layer repeats it.
+    Before the pause, for some milliseconds, new statements are told "server login has been failing": they were
+    never sent, and the layer repeats them.
     """
     with writers(proxy) as ledger:
         wait_until("the writers did not start", grows(ledger))
@@ -123,7 +123,7 @@ def test_restarted_database_costs_only_what_was_in_flight(
 
 
 def test_client_that_finds_the_database_asleep_wakes_it_and_waits(proxy: Proxy, server: EmbeddedPostgres) -> None:
-    """With an empty pool and no database, a client waits in line until there is one; so does a second one."""
+    """With an empty pool and no database, clients wait in line until there is one."""
     with psycopg.connect(proxy.conninfo(), autocommit=True) as idle:
         idle.execute("select 1")
         wait_until("the pool did not go to sleep", lambda: proxy.get("/status")[1]["database"]["asleep"])

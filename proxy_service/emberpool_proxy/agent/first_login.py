@@ -2,7 +2,8 @@
 
 A pool that has never logged in begins a login for its first client even while it is paused, closes it again, counts it
 as failed and waits for server_login_retry: that client would wait for most of a second. So the login is proven by one
-of our own, and then PgBouncer's first one is made by a question of ours.
+of our own, and then PgBouncer's first one is made by a question of ours. Then the pool sleeps: a proxy that nobody
+uses holds no connection.
 """
 
 from __future__ import annotations
@@ -41,3 +42,5 @@ async def _log_in(engines: Engines, engine: Engine, entry: str, prove: Prove) ->
     if await prove(entry) is Verdict.ACCEPTED:
         async with await engines.connect_to_pool(engine, entry) as connection:
             await connection.execute("select 1")
+        if engine.console:
+            await engine.console.pause(entry)  # the login gate opens it for the first client
