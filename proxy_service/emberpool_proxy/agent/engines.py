@@ -45,6 +45,7 @@ class Engines:
         self._on_log_event: list[Callable[[int, Event], None]] = []
         self._on_attached: list[Callable[[Engine], Awaitable[None]]] = []
         self.is_draining = False
+        self.news = asyncio.Event()  # a process has become ready: nobody should wait for the next tick to learn it
         self.all = [Engine(index, settings.engine_path(index)) for index in range(settings.pgbouncer_processes)]
 
     @property
@@ -146,6 +147,7 @@ class Engines:
         for callback in self._on_attached:
             await callback(engine)
         engine.is_prepared = True
+        self.news.set()
 
     async def _answering_console(self, engine: Engine) -> AdminConsole | None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import psycopg
 
@@ -18,11 +19,14 @@ SILENCES_BEFORE_KILL = 3  # a PgBouncer that hangs is worse than one that starts
 async def watch_engines(settings: ProxySettings, engines: Engines, health: Health) -> None:
     """Keep `health` true until cancelled; have a PgBouncer that hangs replaced."""
     while True:
+        engines.news.clear()  # before the look: what becomes ready during it is seen by the next one
         readings = await asyncio.gather(*(_look(engines, engine) for engine in engines.all))
         health.is_answering = engines.are_answering
         health.restarts = engines.restarts
         health.take(reading for reading in readings if reading)
-        await asyncio.sleep(settings.agent_tick_seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.agent_tick_seconds):
+                await engines.news.wait()
 
 
 async def _look(engines: Engines, engine: Engine) -> Reading | None:

@@ -69,6 +69,7 @@ class LoginGate:
         self._refresh_seconds = refresh_seconds
         self._states: dict[tuple[int, str], GateState] = defaultdict(GateState)
         self._waiting_since: dict[tuple[int, str], float] = {}
+        self._begun = asyncio.Event()  # a process has begun: its first client should not wait for the next tick
         self._refused: set[str] = set()  # entries whose login is being mended
         self._kept_settings: dict[int, dict[str, str]] = {}  # by process: what FOREVER stands in for
 
@@ -112,6 +113,7 @@ class LoginGate:
         with contextlib.suppress(psycopg.Error, TimeoutError):
             if engine.console:
                 await self._look_at(engine.console, engine.pid)
+        self._begun.set()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -130,7 +132,10 @@ class LoginGate:
                 except (psycopg.Error, TimeoutError):
                     continue  # it ends, or hangs: others see to that
             is_closed = any(state.gate is Gate.CLOSED for state in self._states.values())
-            await asyncio.sleep(WATCHFUL_SECONDS if is_closed or self._refused else self._tick_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCHFUL_SECONDS if is_closed or self._refused else self._tick_seconds):
+                    await self._begun.wait()
+            self._begun.clear()
 
     def _forget_processes_that_ended(self) -> None:
         running = {engine.pid for engine in self._engines()}
