@@ -1,6 +1,6 @@
 """`emberpool status`: the pool of a running proxy as a table, live when it is asked for.
 
-What is shown, and in which words, is the proxy's own (`emberpool_proxy.status_view`).
+What is shown, and in which words, is the proxy's own (`emberpool_proxy.telemetry.status_view`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from emberpool_local.errors import LocalStackError
 from emberpool_local.running_stack import find_running
-from emberpool_proxy.status_view import COLUMNS, Look, StatusUnavailable, StatusView, fetch, text_of, view
+from emberpool_proxy.telemetry.status_view import COLUMNS, Look, StatusUnavailable, StatusView, fetch, text_of, view
 
 NAMES = 3  # the first columns are names, the rest are numbers
 

@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _status(url: str | None, as_json: bool, watch_seconds: float | None) -> int:
-    from emberpool_proxy.status_view import DEFAULT_URL, StatusUnavailable, show  # noqa: PLC0415 (as above)
+    from emberpool_proxy.telemetry.status_view import DEFAULT_URL, StatusUnavailable, show  # noqa: PLC0415 (as above)
 
     try:
         show(url or DEFAULT_URL, as_json, watch_seconds)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from emberpool_proxy.readings import Reading
+from emberpool_proxy.telemetry.readings import Reading
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"

@@ -21,9 +21,9 @@ from emberpool_local.running_stack import announced, find_running
 from emberpool_local.status import show_status
 from emberpool_proxy.health import Health
 from emberpool_proxy.pgbouncer.rows import PoolRow, StatsRow
-from emberpool_proxy.readings import Reading
 from emberpool_proxy.settings import ProxySettings
-from emberpool_proxy.status import Status
+from emberpool_proxy.telemetry.readings import Reading
+from emberpool_proxy.telemetry.status import Status
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ import aiohttp
 
 from emberpool_proxy.health import Health, serve_health
 from emberpool_proxy.pgbouncer.admin import AdminConsole
-from emberpool_proxy.readings import read
 from emberpool_proxy.settings import ProxySettings
-from emberpool_proxy.telemetry import Telemetry
+from emberpool_proxy.telemetry.composed import Telemetry
+from emberpool_proxy.telemetry.readings import read
 
 from .bare_pgbouncer import CLIENT, CLIENT_PASSWORD, DATABASE, ROLE, ROLE_PASSWORD, BarePgbouncer
 

@@ -16,7 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy import metrics
-from emberpool_proxy.emf import EmfLog
 from emberpool_proxy.health import Health
 from emberpool_proxy.metrics import CLOUDWATCH_METRICS, METRICS, Counts
 from emberpool_proxy.pgbouncer.log_lines import (
@@ -27,8 +26,9 @@ from emberpool_proxy.pgbouncer.log_lines import (
     ServerUnreachable,
 )
 from emberpool_proxy.pgbouncer.rows import PoolRow, StatsRow
-from emberpool_proxy.readings import Reading, longest_wait
-from emberpool_proxy.samples import Samples
+from emberpool_proxy.telemetry.emf import EmfLog
+from emberpool_proxy.telemetry.readings import Reading, longest_wait
+from emberpool_proxy.telemetry.samples import Samples
 
 from .bare_pgbouncer import DATABASE, BarePgbouncer, add_role, bare_pgbouncer, served
 from .observed import Observed, observed, some_settings

@@ -13,7 +13,7 @@ import pytest
 from emberpool_local.host.ports import free_port
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
-from emberpool_proxy.status_view import COLUMNS, Look, text_of, view
+from emberpool_proxy.telemetry.status_view import COLUMNS, Look, text_of, view
 
 from .bare_pgbouncer import (
     CLIENT_PASSWORD,

@@ -41,7 +41,7 @@ from emberpool_proxy.pgbouncer.config import Peer
 from emberpool_proxy.pgbouncer.log_lines import ClientLoginFailed, Event, ServerLoginFailed
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings
-from emberpool_proxy.telemetry import Telemetry
+from emberpool_proxy.telemetry.composed import Telemetry
 from emberpool_proxy.tls.client_certificate import ClientCertificate
 from emberpool_proxy.tls.database_tls import DatabaseTlsFaults, check_database_tls
 from emberpool_proxy.tls.pem import CertificateFiles

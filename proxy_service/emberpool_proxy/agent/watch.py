@@ -10,8 +10,8 @@ import psycopg
 from emberpool_proxy.agent.engines import ANSWER_SECONDS, Engine, Engines
 from emberpool_proxy.health import Health
 from emberpool_proxy.log import logger
-from emberpool_proxy.readings import Reading, read
 from emberpool_proxy.settings import ProxySettings
+from emberpool_proxy.telemetry.readings import Reading, read
 
 SILENCES_BEFORE_KILL = 3  # a PgBouncer that hangs is worse than one that starts again
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from emberpool_proxy.emf import EmfLog
 from emberpool_proxy.health import Health
 from emberpool_proxy.metrics import Counts
-from emberpool_proxy.prometheus import PrometheusPage
-from emberpool_proxy.samples import Samples
 from emberpool_proxy.settings import ProxySettings
-from emberpool_proxy.status import Status
+from emberpool_proxy.telemetry.emf import EmfLog
+from emberpool_proxy.telemetry.prometheus import PrometheusPage
+from emberpool_proxy.telemetry.samples import Samples
+from emberpool_proxy.telemetry.status import Status
 
 
 class Telemetry:

@@ -10,7 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 from emberpool_proxy.metrics import METRICS
-from emberpool_proxy.samples import Sample
+from emberpool_proxy.telemetry.samples import Sample
 
 
 class _SampleCollector(Collector):

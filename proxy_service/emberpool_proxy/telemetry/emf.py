@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO
 
 from emberpool_proxy.metrics import BY_NAME, CLOUDWATCH_METRICS, SERVICE_DIMENSION, CloudWatchMetric, Labels
-from emberpool_proxy.samples import Sample
+from emberpool_proxy.telemetry.samples import Sample
 
 PERIOD_SECONDS = 60.0
 MILLISECONDS = 1000

@@ -8,8 +8,8 @@ from emberpool_proxy import metrics
 from emberpool_proxy.health import Health
 from emberpool_proxy.metrics import Counts, Labels
 from emberpool_proxy.pgbouncer.rows import MICROSECONDS
-from emberpool_proxy.readings import Reading
 from emberpool_proxy.settings import ProxySettings
+from emberpool_proxy.telemetry.readings import Reading
 
 Sample = tuple[str, Labels, float]  # metric, its labels' values, value
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from emberpool_proxy.health import Health
 from emberpool_proxy.pgbouncer.rows import MICROSECONDS, PoolRow, StatsRow
-from emberpool_proxy.readings import Reading
 from emberpool_proxy.settings import ProxySettings
+from emberpool_proxy.telemetry.readings import Reading
 
 Describe = Callable[[], Any]
 MILLISECONDS = 1000

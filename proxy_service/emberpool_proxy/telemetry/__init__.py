@@ -1,0 +1,1 @@
+"""How the pool does, for people and machines: readings become samples, and those /metrics, EMF lines and /status."""
