@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psycopg
 
@@ -38,50 +39,42 @@ def test_killed_agent_is_noticed_by_nobody(make_proxy: MakeProxy) -> None:
         assert connection.execute("select 1").fetchone() == (1,)
 
 
+@contextmanager
+def draining_around_a_transaction(proxy: Proxy) -> Iterator[None]:
+    """Stop the proxy while a transaction is open; after the block it commits, and the proxy has drained."""
+    busy = psycopg.connect(proxy.conninfo())
+    busy.execute("select 1")
+    proxy.terminate()
+    wait_until("the drain did not begin", lambda: proxy.get("/readyz")[1].get("reason") == "draining")
+    yield
+    busy.execute("select 1")
+    busy.commit()
+    busy.close()
+    wait_until("the proxy did not end", lambda: proxy.exit_code() is not None)
+    assert proxy.exit_code() == 0
+
+
 def test_new_agent_can_still_drain(make_proxy: MakeProxy) -> None:
     """An agent that attached to a PgBouncer of its predecessor's drains it without losing a transaction."""
     proxy = make_proxy().start_ready()
     kill_agent(proxy)
     wait_until("the new agent did not attach", lambda: proxy.status("/readyz") == 200)
-    busy = psycopg.connect(proxy.conninfo())
-    busy.execute("select 1")
-    proxy.terminate()
-    wait_until("the drain did not begin", lambda: proxy.get("/readyz")[1].get("reason") == "draining")
-    busy.execute("select 1")
-    busy.commit()
-    busy.close()
-    wait_until("the proxy did not end", lambda: proxy.exit_code() is not None)
-    assert proxy.exit_code() == 0
+    with draining_around_a_transaction(proxy):
+        pass
 
 
 def test_agent_killed_in_a_drain_does_not_hold_it_up(make_proxy: MakeProxy) -> None:
     """The next agent goes on with the drain."""
     proxy = make_proxy().start_ready()
-    busy = psycopg.connect(proxy.conninfo())
-    busy.execute("select 1")
-    proxy.terminate()
-    wait_until("the drain did not begin", lambda: proxy.get("/readyz")[1].get("reason") == "draining")
-    kill_agent(proxy)
-    busy.execute("select 1")
-    busy.commit()
-    busy.close()
-    wait_until("the proxy did not end", lambda: proxy.exit_code() is not None)
-    assert proxy.exit_code() == 0
+    with draining_around_a_transaction(proxy):
+        kill_agent(proxy)
 
 
 def test_second_signal_does_not_cut_the_drain_short(make_proxy: MakeProxy) -> None:
     """An impatient second SIGTERM loses no transaction."""
     proxy = make_proxy().start_ready()
-    busy = psycopg.connect(proxy.conninfo())
-    busy.execute("select 1")
-    proxy.terminate()
-    wait_until("the drain did not begin", lambda: proxy.get("/readyz")[1].get("reason") == "draining")
-    proxy.terminate()
-    busy.execute("select 1")
-    busy.commit()
-    busy.close()
-    wait_until("the proxy did not end", lambda: proxy.exit_code() is not None)
-    assert proxy.exit_code() == 0
+    with draining_around_a_transaction(proxy):
+        proxy.terminate()
 
 
 def test_frozen_agent_is_replaced(make_proxy: MakeProxy) -> None:
