@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -247,21 +248,30 @@ async def test_pending_password_of_a_rotation_stays_pending(secrets_manager: Any
     assert members(secrets_manager, secret)["password"] == "next"
 
 
+class KeptRecords(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 async def test_secret_that_cannot_take_the_ca_is_said_once(
     secrets_manager: Any,
     secret: str,
-    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     calls: AwsCalls,
 ) -> None:
     """Neither another shape nor a missing secret ends anything: one line each, which shows nothing of the value."""
-    monkeypatch.setattr("emberpool_proxy.log.logger.propagate", True)
+    log = KeptRecords()
+    monkeypatch.setattr("emberpool_proxy.log.logger.handlers", [log])  # whatever another test has configured
     secrets_manager.put_secret_value(SecretId=secret, SecretString="hush")
     missing = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:nothing"
     published = PublishedCa(calls, (secret, missing), 300)
     for _ in range(2):
         await published.publish(CA)
-    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    lines = [record.getMessage() for record in log.records if record.levelname == "ERROR"]
     assert len(lines) == 2
     assert "has another shape" in lines[0]
     assert "ResourceNotFoundException" in lines[1]
