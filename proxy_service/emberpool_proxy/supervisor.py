@@ -7,6 +7,8 @@ is told and when it drains is the agent's. A crash of the agent leaves PgBouncer
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import resource
 import signal
 import socket
@@ -51,6 +53,7 @@ class Supervisor:
         self._channel: Channel | None = None
         self._last_beat = 0.0
         self._answered: set[int] = set()  # process ids whose console answered
+        self._ended_child = 0  # a process id that nobody had collected at the last beat
         self._start = asyncio.Event()
 
     async def run(self) -> None:
@@ -126,6 +129,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         while True:
             self._say_what_runs()
+            self._collect_orphan()
             if loop.time() - self._last_beat > SILENT_AGENT_SECONDS and self._agent:
                 logger.error("the agent hangs: ending it", extra={"fields": {"pid": self._agent.pid}})
                 self._last_beat = loop.time()
@@ -136,6 +140,16 @@ class Supervisor:
             else:
                 await asyncio.wait((stopping,), timeout=BEAT_SECONDS)  # a drain begins at once
                 stopping.cancel()
+
+    def _collect_orphan(self) -> None:
+        """Collect what a killed agent left behind: a container's first process inherits it."""
+        with contextlib.suppress(ChildProcessError):
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            process_id = found.si_pid if found else 0
+            # asyncio collects our own children at once: what is still there a beat later is nobody's.
+            if process_id and process_id == self._ended_child:
+                os.waitpid(process_id, 0)
+            self._ended_child = process_id
 
     def _say_what_runs(self) -> None:
         if self._channel is None:

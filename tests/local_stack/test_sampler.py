@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -32,6 +33,7 @@ def test_sampler_sees_connections_come_and_go(small_postgres: EmbeddedPostgres, 
     """The time line has the connections of others, not the sampler's, and its zero is where the clock started."""
     with ConnectionSampler(small_postgres.conninfo()) as sampler:
         wait_until("nothing was sampled", lambda: len(sampler.samples) > 0)
+        time.sleep(0.002)  # times are to the millisecond
         sampler.start_clock()
         with psycopg.connect(app_conninfo), psycopg.connect(app_conninfo):
             wait_until("two connections were not seen", lambda: sampler.samples[-1].server_connections == 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from emberpool_proxy.settings import variable
 DATABASE_USER, DATABASE_PASSWORD, DATABASE = "pool_user", 'pool "password" with \\ signs', "proxy_tests"
 CLIENT_USER, CLIENT_PASSWORD = "function", "client-password-of-43-characters-or-more-0123456789"
 BOUND_SECONDS = 20.0
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 def wait_until(sentence: str, fact: Callable[[], Any], timeout: float = BOUND_SECONDS) -> Any:
@@ -46,12 +48,17 @@ class Proxy:
     environment: dict[str, str]
     log_path: Path
     process: subprocess.Popen[bytes] | None = None
+    adopts_orphans: bool = False  # as a container's first process does
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def start(self) -> Proxy:
         log = self._stack.enter_context(self.log_path.open("wb"))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "emberpool_proxy"], env=self.environment, stdout=log, stderr=log
+            [sys.executable, "-m", "emberpool_proxy"],
+            env=self.environment,
+            stdout=log,
+            stderr=log,
+            preexec_fn=become_subreaper if self.adopts_orphans else None,  # noqa: PLW1509 (one call of libc)
         )
         return self
 
@@ -104,9 +111,11 @@ class Proxy:
 
     def agent_pid(self) -> int:
         """The agent: the supervisor's child that is not a PgBouncer."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        agents = [int(pid) for pid in children if b"\0agent\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        return agents[0] if agents else 0
+        for pid in self.children():
+            with suppress(FileNotFoundError):  # it has just ended
+                if b"\0agent\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
+        return 0
 
     def printed(self) -> str:
         return self.log_path.read_text()
@@ -116,6 +125,10 @@ class Proxy:
 
     def exit_code(self) -> int | None:
         return self.process.poll()
+
+    def children(self) -> set[int]:
+        """Process ids of the supervisor's children, zombies among them."""
+        return children_of(self.process.pid)
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -128,6 +141,16 @@ class Proxy:
             for pid in self.pgbouncer_pids():
                 wait_until("PgBouncer outlived its supervisor", lambda: not is_running(pid))  # noqa: B023 (called at once)
         self._stack.close()
+
+
+def children_of(pid: int) -> set[int]:
+    """Process ids of a process's children, zombies among them."""
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def become_subreaper() -> None:
+    """Adopt what descendants leave behind; the kernel keeps this over exec."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def is_running(pid: int) -> bool:

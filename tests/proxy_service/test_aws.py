@@ -18,6 +18,7 @@ import pytest
 from emberpool_proxy.aws import AwsCalls
 from emberpool_proxy.errors import AwsCallFailed, SecretAlreadyWritten, SecretUnreadable
 
+from .conftest import children_of
 from .simulated_aws import REGION, SimulatedAws, login, simulated_aws
 
 PASSWORD = "hush-password"
@@ -37,10 +38,7 @@ async def calls(aws: SimulatedAws) -> AsyncIterator[AwsCalls]:
 
 
 def children() -> set[int]:
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(os.getpid())], check=False, capture_output=True, text=True
-    ).stdout
-    commands = {int(pid): Path(f"/proc/{pid}/cmdline") for pid in found.split()}
+    commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in children_of(os.getpid())}
     return {pid for pid, path in commands.items() if path.exists() and b"aws_call" in path.read_bytes()}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,16 @@ from psycopg import sql
 
 from emberpool_local.postgres.server import EmbeddedPostgres
 
-from .conftest import CLIENT_PASSWORD, CLIENT_USER, DATABASE, DATABASE_PASSWORD, DATABASE_USER, Proxy, wait_until
+from .conftest import (
+    CLIENT_PASSWORD,
+    CLIENT_USER,
+    DATABASE,
+    DATABASE_PASSWORD,
+    DATABASE_USER,
+    Proxy,
+    children_of,
+    wait_until,
+)
 from .simulated_aws import SimulatedAws, login, simulated_aws
 
 MakeProxy = Callable[..., Proxy]
@@ -164,6 +175,26 @@ def test_two_users_are_valid_while_the_clients_secret_rotates(make_proxy: MakePr
     finish_rotation(aws, arn, aws.put(arn, second, "AWSPENDING"))
     wait_until("the new user does not get in", lambda: gets_in(second))
     assert gets_in(first)
+
+
+def test_what_a_killed_agent_leaves_behind_is_collected(make_proxy: MakeProxy, aws: SimulatedAws) -> None:
+    """As a container's first process the supervisor inherits the agent's child; no zombie is left."""
+    arn = aws.secret(f"database-{secrets.token_hex(4)}", login(DATABASE_USER, DATABASE_PASSWORD))
+    proxy = make_proxy(
+        database_secret_arn=arn,
+        database_user="",
+        database_password="",
+        credentials_check_seconds=1,  # its child that asks AWS is always there
+        pass_on=AWS_VARIABLES,
+    )
+    proxy.adopts_orphans = True
+    proxy.start_ready()
+    agent = proxy.agent_pid()
+    orphans = wait_until("the agent has no child", lambda: children_of(agent))
+    os.kill(agent, signal.SIGKILL)
+    wait_until("the new agent did not attach", lambda: proxy.agent_pid() not in (0, agent))
+    wait_until("an orphan was left", lambda: not proxy.children() & {agent, *orphans})
+    assert proxy.status("/healthz") in (0, 200)
 
 
 def test_pool_that_nobody_uses_holds_nothing_in_the_database(make_proxy: MakeProxy, database: EmbeddedPostgres) -> None:

@@ -30,6 +30,7 @@ STOP_SECONDS = 20
 PROBE_TIMEOUT_SECONDS = 2.0
 HTTP_OK = 200
 BYTES_PER_KILOBYTE = 1024  # the kernel's kB
+FIRST_PROCESS = "1"  # the supervisor; the agent and the PgBouncers are its children
 # The container is on this machine: an HTTP proxy that the environment names must not be asked.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -118,13 +119,18 @@ class ImageContainer:
         """Run a command in the container and return what it printed. Raises DockerFailed."""
         return self._docker.output("exec", self.name, *command)
 
-    def user(self) -> str:
-        """Return the user id of the agent."""
-        return self._agent("Uid")
+    def users(self) -> set[str]:
+        """Return the user ids of all its processes."""
+        return {process["Uid"] for process in self._processes()}
 
-    def agent_megabytes(self) -> float:
-        """Return the resident memory of the agent, PgBouncer not counted."""
-        return int(self._agent("VmRSS")) * BYTES_PER_KILOBYTE / BYTES_PER_MEGABYTE
+    def megabytes(self) -> tuple[float, float]:
+        """Return the resident memory of supervisor and agent, PgBouncer not counted. Raises SmokeTestFailed."""
+        processes = self._processes()
+        supervisor = next((each for each in processes if each["Pid"] == FIRST_PROCESS), None)
+        agent = next((each for each in processes if _is_agent(each)), None)
+        if supervisor is None or agent is None:
+            raise self.failed(f"it has no agent: its processes are {sorted(each['Name'] for each in processes)}")
+        return _resident_megabytes(supervisor), _resident_megabytes(agent)
 
     def stop(self) -> subprocess.Popen[bytes]:
         """Start to stop it as ECS does: SIGTERM, then SIGKILL if it takes longer than STOP_SECONDS."""
@@ -152,7 +158,22 @@ class ImageContainer:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         return inherited | {variable(name): value for name, value in self.settings.items()}
 
-    def _agent(self, name: str) -> str:
-        """Return a line of the kernel's account of the container's first process."""
-        lines = self.run("cat", "/proc/1/status").splitlines()
-        return next(line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    def _processes(self) -> list[dict[str, str]]:
+        """Return the kernel's account of each process, the first word of each of its lines."""
+        # One that ends meanwhile is no failure; the shell has what the image has no program for.
+        text = self.run("sh", "-c", "cat /proc/[0-9]*/status 2> /dev/null || true")
+        accounts = [account for account in text.split("Name:") if account]
+        return [_by_name(f"Name:{account}") for account in accounts]
+
+
+def _by_name(account: str) -> dict[str, str]:
+    lines = (line.partition(":") for line in account.splitlines())
+    return {name: words.split()[0] for name, _, words in lines if words.strip()}
+
+
+def _is_agent(process: Mapping[str, str]) -> bool:
+    return process["PPid"] == FIRST_PROCESS and process["Name"].startswith("python")
+
+
+def _resident_megabytes(process: Mapping[str, str]) -> float:
+    return int(process["VmRSS"]) * BYTES_PER_KILOBYTE / BYTES_PER_MEGABYTE

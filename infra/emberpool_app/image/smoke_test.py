@@ -51,7 +51,8 @@ def smoke_test(docker: Docker, image: str, show: Callable[[str], None]) -> None:
         with trial.container() as container:
             show(f"ready {container.wait_until_ready():.1f} s after docker run, its root file system read-only")
             _check_user(container)
-            show(f"runs as user {CONTAINER_USER}; the agent has {container.agent_megabytes():.0f} MB in memory")
+            supervisor, agent = container.megabytes()
+            show(f"runs as user {CONTAINER_USER}; in memory: supervisor {supervisor:.0f} MB, agent {agent:.0f} MB")
             _check_query(container, server_has_tls=postgres.program.has_tls)
             show(_query_words(postgres))
             _check_drain(container)
@@ -144,8 +145,8 @@ def _check_wrong_setting_is_refused(trial: _Trial) -> None:
 
 
 def _check_user(container: ImageContainer) -> None:
-    if container.user() != CONTAINER_USER:
-        raise container.failed(f"it runs as user {container.user()}, not as {CONTAINER_USER}")
+    if (users := container.users()) != {CONTAINER_USER}:
+        raise container.failed(f"it runs as {' and '.join(sorted(users))}, not as {CONTAINER_USER} alone")
 
 
 def _connect(container: ImageContainer) -> psycopg.Connection:

@@ -45,7 +45,7 @@ class Status:
                 "port": settings.database_port,
                 "state": health.database,
                 # Nobody works: the pools hold no connection, and wait for a login of ours before they take one.
-                "asleep": any(reading.is_paused for reading in health.readings.values()),
+                "asleep": bool(health.readings) and all(reading.is_paused for reading in health.readings.values()),
             },
             "limits": {
                 "max_server_connections": settings.max_server_connections,
