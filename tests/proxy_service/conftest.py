@@ -118,7 +118,7 @@ class Proxy:
         return 0
 
     def printed(self) -> str:
-        return self.log_path.read_text()
+        return self.log_path.read_text() if self.log_path.exists() else ""
 
     def log_lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.printed().splitlines() if line.endswith("}")]
