@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from emberpool_proxy.pgbouncer.log_lines import LINE, Event, LogLine, Side, event_of, parse
+from emberpool_proxy.pgbouncer.log_lines import Event, LogLine, Side, event_of, parse
 
 logger = logging.getLogger("emberpool_proxy")
 
-PGBOUNCER_LINE = LINE
 LEVELS = {
     "DEBUG": logging.DEBUG,
     "NOISE": logging.DEBUG,

@@ -134,12 +134,10 @@ class Supervisor:
                 logger.error("the agent hangs: ending it", extra={"fields": {"pid": self._agent.pid}})
                 self._last_beat = loop.time()
                 _kill(self._agent)
-            stopping = asyncio.ensure_future(self._stop.wait()) if not self._stop.is_set() else None
-            if stopping is None:
+            if self._stop.is_set():
                 await asyncio.sleep(BEAT_SECONDS)
             else:
-                await asyncio.wait((stopping,), timeout=BEAT_SECONDS)  # a drain begins at once
-                stopping.cancel()
+                await self._sleep_until_stopped(BEAT_SECONDS)  # a drain begins at once
 
     def _collect_orphan(self) -> None:
         """Collect what a killed agent left behind: a container's first process inherits it."""
@@ -199,8 +197,7 @@ class Supervisor:
                     f"PgBouncer ended {self._crashes[index]} (last exit code {exit_code}); giving up, so that this "
                     "task is replaced"
                 )
-            await asyncio.wait((stopping := asyncio.ensure_future(self._stop.wait()),), timeout=pause)
-            stopping.cancel()
+            await self._sleep_until_stopped(pause)
 
     # --- the end
 
@@ -211,6 +208,11 @@ class Supervisor:
             return
         await asyncio.sleep(self._settings.stop_seconds + STOP_GRACE_SECONDS)
         logger.error("the drain did not end within stop_seconds: ending what is left")
+
+    async def _sleep_until_stopped(self, at_most_seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most_seconds):
+                await self._stop.wait()
 
     async def _end_engines_gently(self) -> None:
         # SIGTERM waits for clients to leave by themselves, and they may stay: bounded.

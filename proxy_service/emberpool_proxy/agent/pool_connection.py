@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
 
-import psycopg
-from psycopg import waiting
-from psycopg.abc import PQGen
-from psycopg.rows import TupleRow, tuple_row
+from psycopg.rows import tuple_row
 
+from emberpool_proxy.pgbouncer.agent_connection import AgentConnection
 from emberpool_proxy.pgbouncer.config import AGENT_USER
 
 PROBE_NAME = "emberpool-probe"  # as pg_stat_activity shows the agent's own questions
 CONNECT_SECONDS = 10
-WAKE_SECONDS = 1.0  # psycopg looks for interrupts this often while it waits
-
-Result = TypeVar("Result")
 
 
-class PoolConnection(psycopg.AsyncConnection[TupleRow]):
-    """A connection that is closed when what runs on it is cancelled.
-
-    psycopg would send a cancel request and wait for seconds; PgBouncer has nothing to cancel for a client in line.
-    """
-
-    async def wait(self, gen: PQGen[Result], interval: float = WAKE_SECONDS, timeout: float | None = None) -> Result:  # noqa: ASYNC109 (psycopg's signature)
-        """Wait as psycopg does, but close when cancelled."""
-        try:
-            return await waiting.wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
-        except BaseException as error:
-            if not isinstance(error, psycopg.Error):
-                self.pgconn.finish()
-            raise
+class PoolConnection(AgentConnection):
+    """A client's connection to one of the pools, the agent's own."""
 
     @classmethod
     async def open(cls, socket_folder: Path, port: int, password: str, database: str) -> PoolConnection:

@@ -41,6 +41,7 @@ class Rendering:
         self._agent_verifier = agent_verifier
         self._known = known
         self._written: dict[tuple[int, str], str | bytes] = {}
+        self._written_ca: str | None = None
         self._is_unread = False  # PgBouncer has started, and not read again what was written since
         self._lock = asyncio.Lock()  # two changes at once: the later one must not be overwritten by the earlier
 
@@ -67,10 +68,12 @@ class Rendering:
                     folder.write(name, content)
                     self._written[index, name] = content
                     changed = self._is_unread = True
-        if self._known.certificate:
+        certificate = self._known.certificate
+        if certificate and certificate.ca_pem != self._written_ca:
             RunFolder.existing(self._settings.run_path, self._settings.run_as_user).write(
-                CLIENT_CA_FILE, self._known.certificate.ca_pem
+                CLIENT_CA_FILE, certificate.ca_pem
             )
+            self._written_ca = certificate.ca_pem
         return changed
 
     async def change(self, engines: Engines, changed: Callable[[Known], Known]) -> bool:

@@ -73,10 +73,6 @@ class LoginGate:
         self._refused: set[str] = set()  # entries whose login is being mended
         self._kept_settings: dict[int, dict[str, str]] = {}  # by process: what FOREVER stands in for
 
-    def is_asleep(self, process_id: int, entry: str) -> bool:
-        """Whether this pool is paused by the gate."""
-        return self._states[process_id, entry].gate is Gate.CLOSED
-
     async def hold(self, entries: frozenset[str]) -> None:
         """Keep the server connections that are logged in, whatever their age: while there is one, no client fails."""
         self._refused |= entries

@@ -16,11 +16,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import psycopg
-from psycopg import waiting
-from psycopg.abc import PQGen
 from psycopg.adapt import Buffer, Loader
 from psycopg.rows import tuple_row
 
+from emberpool_proxy.pgbouncer.agent_connection import AgentConnection
 from emberpool_proxy.pgbouncer.config import ADMIN_DATABASE, AGENT_USER
 from emberpool_proxy.pgbouncer.rows import (
     ClientRow,
@@ -38,10 +37,8 @@ from emberpool_proxy.pgbouncer.rows import (
 CONNECT_SECONDS = 3
 LENGTH_AND_END_BYTES = 5  # of a simple query
 ANSWER_BYTES = 65_536
-WAKE_SECONDS = 1.0  # psycopg looks for interrupts this often while it waits
 
 Row = TypeVar("Row")
-Result = TypeVar("Result")
 
 
 class CommandRefused(psycopg.ProgrammingError):
@@ -63,22 +60,6 @@ class _IntegerLoader(Loader):
         return int(bytes(data))
 
 
-class _Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
-    """A connection that is closed when a command on it is cancelled.
-
-    psycopg would send a cancel request and wait up to 10 s for the answer, which a PgBouncer that hangs never gives.
-    Worse, PgBouncer takes a cancel request for a PAUSE as RESUME.
-    """
-
-    async def wait(self, gen: PQGen[Result], interval: float = WAKE_SECONDS, timeout: float | None = None) -> Result:  # noqa: ASYNC109 (psycopg's signature)
-        try:
-            return await waiting.wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
-        except BaseException as error:
-            if not isinstance(error, psycopg.Error):
-                self.pgconn.finish()
-            raise
-
-
 class AdminConsole:
     """One connection to the console, held open: PgBouncer 1.24 closes its socket as soon as it shuts down.
 
@@ -87,7 +68,7 @@ class AdminConsole:
     when the connection is gone or none can be opened.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[_Connection]], connection: _Connection) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[AgentConnection]], connection: AgentConnection) -> None:
         self._connect = connect
         self._connection = connection
         self._was_cancelled = False
@@ -98,7 +79,7 @@ class AdminConsole:
     async def open(cls, socket_folder: str, port: int, password: str) -> AdminConsole:
         """Log in at the console of the PgBouncer whose socket is in `socket_folder`."""
 
-        async def connect() -> _Connection:
+        async def connect() -> AgentConnection:
             return await _open_connection(socket_folder, port, password)
 
         return cls(connect, await connect())
@@ -268,8 +249,8 @@ class AdminConsole:
                 raise CommandRefused(f"PgBouncer refused {command}: {error}") from error
 
 
-async def _open_connection(socket_folder: str, port: int, password: str) -> _Connection:
-    connection = await _Connection.connect(
+async def _open_connection(socket_folder: str, port: int, password: str) -> AgentConnection:
+    connection = await AgentConnection.connect(
         host=socket_folder,
         port=port,
         user=AGENT_USER,

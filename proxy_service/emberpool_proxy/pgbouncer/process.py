@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emberpool_proxy.errors import PgbouncerUnusable
-from emberpool_proxy.log import PGBOUNCER_LINE, PgbouncerLog
+from emberpool_proxy.log import PgbouncerLog
 from emberpool_proxy.pgbouncer.config import INI_FILE
+from emberpool_proxy.pgbouncer.log_lines import LINE
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings
 
@@ -112,7 +113,7 @@ class PgbouncerProcess:
     def last_words(self) -> str:
         """Return the cause of its end as far as its log names it."""
         # The cause and its consequence are its FATAL and ERROR lines; the rest is start-up chatter.
-        lines = [match for line in self._last_lines if (match := PGBOUNCER_LINE.match(line))]
+        lines = [match for line in self._last_lines if (match := LINE.match(line))]
         causes = [match["message"] for match in lines if match["level"] in ("FATAL", "ERROR")]
         return f"its last words: {'; '.join(causes[-3:]) or 'none'}"
 
