@@ -28,6 +28,8 @@ PARAMETER_NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*(, ?[A-Za-z_][A-Za-z0-9_.]
 MEMBER = re.compile(r"[A-Za-z0-9_.:\[\]-]+:[0-9]{1,5}")
 TLS_NAME = re.compile(r"[A-Za-z0-9_.:*-]{1,253}")  # a DNS name or an address
 RESERVED_NAMES = ("pgbouncer", "emberpool_agent")
+# Of each task of a fleet, beside its pools': the control connection, and one login to see how the database is.
+AGENT_CONNECTIONS = 2
 LONGEST_SERVER_PASSWORD_BYTES = 2047  # PgBouncer 1.24 and 1.25 fail on longer ones
 
 
@@ -42,6 +44,9 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("credentials_check_seconds", 1, 86_400),
     ("pgbouncer_processes", 1, 32),
     ("max_server_connections", 1, 10_000),
+    ("most_tasks_alive", 1, 2_000),
+    ("floor_connections", 1, 1_000),
+    ("reserved_connections", 0, 10_000),
     ("max_client_connections", 1, 100_000),
     ("query_wait_seconds", 0.5, 900),
     ("server_idle_seconds", 1, 86_400),
@@ -136,7 +141,25 @@ class ProxySettings:
         default="", metadata=_help("names that clients connect to, separated by commas, for the certificate")
     )
     pgbouncer_processes: int = field(default=1, metadata=_help("PgBouncer processes; one for each vCPU of the task"))
-    max_server_connections: int = field(default=20, metadata=_help("this task's share of the budget"))
+    max_server_connections: int = field(
+        default=20, metadata=_help("the budget: server connections of this task, or of its whole fleet")
+    )
+    most_tasks_alive: int = field(
+        default=1, metadata=_help("tasks that share the budget, both of a replacement counted; 1: this one is alone")
+    )
+    floor_connections: int = field(
+        default=2, metadata=_help("server connections of a task of a fleet that need no slot")
+    )
+    reserved_connections: int = field(
+        default=15,
+        metadata=_help("connections of the database that are not the fleet's: superusers, operators, others"),
+    )
+    budget_name: str = field(
+        default="emberpool", metadata=_help("fleets of the same name on one database share one budget")
+    )
+    budget_database: str = field(
+        default="", metadata=_help("database whose advisory locks are the slots; empty: database_name")
+    )
     max_client_connections: int = field(default=8000, metadata=_help("functions that may be connected"))
     query_wait_seconds: float = field(default=10.0, metadata=_help("longest wait for a server connection"))
     query_timeout_seconds: float = field(
@@ -190,7 +213,8 @@ class ProxySettings:
     def __post_init__(self) -> None:
         _check_pattern("database_name", self.database_name, PLAIN_NAME)
         _check_pattern("run_as_user", self.run_as_user, PLAIN_NAME)
-        for name in ("database_user", "client_user"):
+        _check_pattern("budget_name", self.budget_name, PLAIN_NAME)
+        for name in ("database_user", "client_user", "budget_database"):
             if getattr(self, name):
                 _check_pattern(name, getattr(self, name), PLAIN_NAME)
         _check_pattern("tracked_parameters", self.tracked_parameters, PARAMETER_NAMES)
@@ -291,17 +315,46 @@ class ProxySettings:
         given = [variable(name) for name in certificates if getattr(self, name)]
         if len(given) > 1:
             raise SettingsInvalid(f"set at most one of {', '.join(map(variable, certificates))}, got {len(given)}")
-        if self.max_server_connections < self.pgbouncer_processes:
-            raise SettingsInvalid(
-                f"{variable('max_server_connections')} must be at least {variable('pgbouncer_processes')} "
-                f"({self.pgbouncer_processes}), so that each process has one, got {self.max_server_connections}"
-            )
+        self._check_budget()
         if self.balancer_notice_seconds + self.drain_seconds >= self.stop_seconds:
             raise SettingsInvalid(
                 f"{variable('balancer_notice_seconds')} and {variable('drain_seconds')} together must be below "
                 f"{variable('stop_seconds')} ({self.stop_seconds}), "
                 f"got {self.balancer_notice_seconds} and {self.drain_seconds}"
             )
+
+    def _check_budget(self) -> None:
+        if self.floor < self.pgbouncer_processes:
+            limit = "floor_connections" if self.shares_budget else "max_server_connections"
+            raise SettingsInvalid(
+                f"{variable(limit)} must be at least {variable('pgbouncer_processes')} "
+                f"({self.pgbouncer_processes}), so that each process has one, got {self.floor}"
+            )
+        if self.shared_slots < 0:
+            raise SettingsInvalid(
+                f"the budget is below the floors: {variable('most_tasks_alive')} {self.most_tasks_alive} x "
+                f"({variable('floor_connections')} {self.floor_connections} + {AGENT_CONNECTIONS} of its agent) = "
+                f"{self.most_tasks_alive * (self.floor_connections + AGENT_CONNECTIONS)}, but "
+                f"{variable('max_server_connections')} is {self.max_server_connections}: raise it, or have fewer tasks "
+                "or a lower floor"
+            )
+
+    @property
+    def shares_budget(self) -> bool:
+        """Whether this task is one of several that share the budget."""
+        return self.most_tasks_alive > 1
+
+    @property
+    def floor(self) -> int:
+        """Server connections that this task may hold without asking: all of them when it is alone."""
+        return self.floor_connections if self.shares_budget else self.max_server_connections
+
+    @property
+    def shared_slots(self) -> int:
+        """Server connections that the fleet shares above the floors; negative when the floors alone do not fit."""
+        if not self.shares_budget:
+            return 0
+        return self.max_server_connections - self.most_tasks_alive * (self.floor_connections + AGENT_CONNECTIONS)
 
     @property
     def is_database_local(self) -> bool:
