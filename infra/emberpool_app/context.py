@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from emberpool_proxy.settings import PLAIN_NAME, RANGES, ProxySettings
+
 DATABASE_NEW = "new"
 DATABASE_EXISTING = "existing"
+PROXY_RANGES = {name: (int(lowest), int(highest)) for name, lowest, highest in RANGES}
 
 
 class ContextInvalid(ValueError):  # noqa: N818 (named by what is wrong, as all errors of emberpool)
@@ -30,6 +33,16 @@ CONTEXT: tuple[ContextValue, ...] = (
     ContextValue("minTasks", "2", "proxy tasks that always run"),
     ContextValue("maxTasks", "4", "proxy tasks under load"),
     ContextValue("architecture", "arm64", "of proxy, layer and example: arm64 or x86_64"),
+    ContextValue(
+        "reservedConnections",
+        str(ProxySettings.reserved_connections),
+        "connections that are left to others than the pool",
+    ),
+    ContextValue(
+        "floorConnections", str(ProxySettings.floor_connections), "server connections that each task may always have"
+    ),
+    ContextValue("budgetName", "", "pools of the same name on one database share one budget; empty: its own"),
+    ContextValue("otherTasks", "0", "tasks of the other pools of that name, each at its most"),
     ContextValue("maxConnections", "100", "max_connections of the new database"),
     ContextValue("vpcId", "", "VPC of the existing database", needed_for_existing=True),
     ContextValue("databaseHost", "", "host name of the existing database", needed_for_existing=True),
@@ -60,6 +73,10 @@ class AppContext:
 
     min_tasks: int
     max_tasks: int
+    reserved_connections: int
+    floor_connections: int
+    budget_name: str
+    other_tasks: int
     architecture: str
     max_connections: int
     database_name: str
@@ -74,11 +91,17 @@ class AppContext:
             raise ContextInvalid(f"database must be {DATABASE_NEW} or {DATABASE_EXISTING}, got {values['database']!r}")
         if values["architecture"] not in ("arm64", "x86_64"):
             raise ContextInvalid(f"architecture must be arm64 or x86_64, got {values['architecture']!r}")
+        if values["budgetName"] and not PLAIN_NAME.fullmatch(values["budgetName"]):
+            raise ContextInvalid(f"budgetName must match {PLAIN_NAME.pattern}, got {values['budgetName']!r}")
         is_existing = values["database"] == DATABASE_EXISTING
         min_tasks = _integer(values, "minTasks", 1, 1000)
         return cls(
             min_tasks=min_tasks,
             max_tasks=_integer(values, "maxTasks", min_tasks, 1000),
+            reserved_connections=_integer(values, "reservedConnections", *PROXY_RANGES["reserved_connections"]),
+            floor_connections=_integer(values, "floorConnections", *PROXY_RANGES["floor_connections"]),
+            budget_name=values["budgetName"],
+            other_tasks=_integer(values, "otherTasks", 0, PROXY_RANGES["most_tasks_alive"][1]),
             architecture=values["architecture"],
             max_connections=_integer(values, "maxConnections", 6, 8_388_607),  # what RDS accepts
             database_name=values["databaseName"],

@@ -47,9 +47,7 @@ def add_stacks(app: App) -> ConnectionBudget:
         vpc=network.vpc,
         subnets=network.subnets,
         database=database.database,
-        min_tasks=context.min_tasks,
-        max_tasks=context.max_tasks,
-        architecture=context.architecture,
+        context=context,
         description="emberpool: the pooling proxy and the layer",
     )
     ExampleStack(
@@ -81,9 +79,7 @@ def _beside_an_existing_database(app: App, context: AppContext, existing: Existi
         vpc=vpc,
         subnets=ec2.SubnetSelection(subnet_type=kind),
         database=_described(network, existing),
-        min_tasks=context.min_tasks,
-        max_tasks=context.max_tasks,
-        architecture=context.architecture,
+        context=context,
         env=environment,
         description="emberpool: the pooling proxy and the layer",
     )

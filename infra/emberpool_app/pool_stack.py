@@ -10,6 +10,7 @@ from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
 from emberpool_app.architecture import lambda_architecture
+from emberpool_app.context import AppContext
 from emberpool_cdk import PoolDatabase, PoolProxy, WarmConnectionLayer
 
 
@@ -28,9 +29,7 @@ class PoolStack(Stack):
         vpc: ec2.IVpc,
         subnets: ec2.SubnetSelection,
         database: PoolDatabase,
-        min_tasks: int,
-        max_tasks: int,
-        architecture: str,
+        context: AppContext,
         **stack: Any,
     ) -> None:
         super().__init__(scope, construct_id, **stack)
@@ -40,14 +39,18 @@ class PoolStack(Stack):
             vpc=vpc,
             vpc_subnets=subnets,
             database=database,
-            min_tasks=min_tasks,
-            max_tasks=max_tasks,
-            architecture=architecture,
+            min_tasks=context.min_tasks,
+            max_tasks=context.max_tasks,
+            reserved_connections=context.reserved_connections,
+            floor_connections=context.floor_connections,
+            budget_name=context.budget_name or None,
+            other_tasks=context.other_tasks,
+            architecture=context.architecture,
         )
         layer = WarmConnectionLayer(
             self,
             "Layer",
-            architecture=lambda_architecture(architecture),
+            architecture=lambda_architecture(context.architecture),
             runtime=lambda_.Runtime.PYTHON_3_13,
         )
         CfnOutput(self, "ProxyEndpoint", value=f"{self.pool.endpoint}:{self.pool.client_port}")

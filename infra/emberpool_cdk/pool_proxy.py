@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jsii
+from aws_cdk import Annotations, Names
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
@@ -12,7 +13,8 @@ from constructs import Construct
 
 from emberpool import settings as layer_settings
 from emberpool_cdk.attachment import check_attachable, check_fits
-from emberpool_cdk.connection_budget import RESERVED_CONNECTIONS, ConnectionBudget
+from emberpool_cdk.budget_neighbours import PlacedBudget, place
+from emberpool_cdk.connection_budget import FLOOR_CONNECTIONS, RESERVED_CONNECTIONS, ConnectionBudget, least_floor
 from emberpool_cdk.pool_balancer import add_tasks, make_balancer
 from emberpool_cdk.pool_database import PoolDatabase
 from emberpool_cdk.pool_network import PoolNetwork
@@ -20,9 +22,10 @@ from emberpool_cdk.pool_secrets import CLIENT_USER, grant_tasks, make_ca_secret,
 from emberpool_cdk.pool_service import Fleet, make_service
 from emberpool_cdk.proxy_container import ARM_64, X86_64, add_proxy_container, environment
 from emberpool_cdk.warm_connection_layer import WarmConnectionLayer
-from emberpool_proxy.settings import CLIENT_PORT
+from emberpool_proxy.settings import CLIENT_PORT, PLAIN_NAME
 
 CPU_UNITS = 1024  # of one vCPU
+LONGEST_NAME = 63  # of a budget
 
 
 @jsii.implements(ec2.IConnectable)
@@ -30,11 +33,18 @@ class PoolProxy(Construct):
     """PgBouncer and its agent on Fargate, in at least two zones, behind an internal network load balancer.
 
     `min_tasks` run always; up to `max_tasks` by CPU load. `cpu` is in 1/1024 vCPU, `memory_limit_mib` in MiB (an idle
-    client with TLS takes 56 KB). The share of each task follows from `database.max_connections`. The VPC needs its DNS
-    support and DNS host names, which are on unless somebody turned them off.
+    client with TLS takes 56 KB). The VPC needs its DNS support and DNS host names, which are on unless somebody turned
+    them off.
+
+    All tasks share `database.max_connections` without `reserved_connections`: each may always have
+    `floor_connections` (default: 2, or what the PgBouncers of a larger task need), the others go to the tasks whose
+    clients wait. Pools with the same `budget_name` (default: this construct's own) on one database have one budget,
+    in which each counts the others' tasks as `other_tasks`; before several databases of one server they also need the
+    same `budget_database`, to which their roles may connect. To a pool with a budget of its own the others'
+    connections are reserved ones.
 
     Raises BudgetExceeded when a deployment at full scale could exceed the database's limit, ValueError for an
-    unknown architecture.
+    unknown architecture, a name that is none, or a count out of range.
     """
 
     def __init__(
@@ -48,6 +58,10 @@ class PoolProxy(Construct):
         min_tasks: int = 2,
         max_tasks: int = 4,
         reserved_connections: int = RESERVED_CONNECTIONS,
+        floor_connections: int | None = None,
+        budget_name: str | None = None,
+        budget_database: str = "",
+        other_tasks: int = 0,
         architecture: str = ARM_64,
         cpu: int = 512,
         memory_limit_mib: int = 1024,
@@ -59,20 +73,27 @@ class PoolProxy(Construct):
             raise ValueError(f"architecture must be {ARM_64} or {X86_64}, got {architecture!r}")
         self.vpc = vpc
         self.database = database
+        processes = max(cpu // CPU_UNITS, 1)
+        default_floor = max(FLOOR_CONNECTIONS, least_floor(processes))
         self.budget = ConnectionBudget(
             max_connections=database.max_connections,
             min_tasks=min_tasks,
             max_tasks=max_tasks,
             reserved_connections=reserved_connections,
+            floor_connections=default_floor if floor_connections is None else floor_connections,
+            other_tasks=other_tasks,
+            pools=processes,
         )
+        self.budget_name = budget_name or Names.unique_id(self)[-LONGEST_NAME:]
+        self.budget_database = budget_database or database.name
+        self._place_budget()
         subnets = vpc_subnets or ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
         self.client_secret = make_client_secret(self)
         self.ca_secret = make_ca_secret(self)
         self._network = PoolNetwork(self, vpc=vpc, database=database)
-        self._connections = ec2.Connections(
-            security_groups=[self._network.balancer_group], default_port=ec2.Port.tcp(CLIENT_PORT)
-        )
-        self.load_balancer = make_balancer(self, vpc=vpc, subnets=subnets, security_group=self._network.balancer_group)
+        group = self._network.balancer_group
+        self._connections = ec2.Connections(security_groups=[group], default_port=ec2.Port.tcp(CLIENT_PORT))
+        self.load_balancer = make_balancer(self, vpc=vpc, subnets=subnets, security_group=group)
         fleet = Fleet(self, vpc=vpc)
         self.task_definition = ecs.FargateTaskDefinition(
             self,
@@ -81,27 +102,7 @@ class PoolProxy(Construct):
             memory_limit_mib=memory_limit_mib,
             runtime_platform=_platform(architecture),
         )
-        add_proxy_container(
-            self,
-            self.task_definition,
-            environment=environment(
-                database,
-                client_secret_arn=self.client_secret.secret_arn,
-                ca_secret_arn=self.ca_secret.secret_arn,
-                host_names=[self.endpoint],
-                fleet_name=fleet.name,
-                max_server_connections=self.budget.per_task,
-                processes=min(max(cpu // CPU_UNITS, 1), self.budget.per_task),
-            ),
-            architecture=architecture,
-            log_retention=log_retention,
-        )
-        grant_tasks(
-            self.task_definition.task_role,
-            database_secret=database.secret,
-            client_secret=self.client_secret,
-            ca_secret=self.ca_secret,
-        )
+        self._add_container(fleet, processes, architecture, log_retention)
         self.service = make_service(
             self,
             cluster=cluster or ecs.Cluster(self, "Cluster", vpc=vpc),
@@ -165,6 +166,54 @@ class PoolProxy(Construct):
             function.add_environment(name, value)
         self._network.open_to(function.connections.security_groups)
         self.grant_connect(function)
+
+    def _place_budget(self) -> None:
+        for field, value in (("budget_name", self.budget_name), ("budget_database", self.budget_database)):
+            if not PLAIN_NAME.fullmatch(value):
+                raise ValueError(f"{field} must match {PLAIN_NAME.pattern}, got {value!r}")
+        place(
+            self,
+            PlacedBudget(
+                path=self.node.path,
+                server=f"{self.database.host}:{self.database.port}",
+                name=self.budget_name,
+                database=self.budget_database,
+                budget=self.budget,
+            ),
+        )
+        if self.budget.shares_budget and not self.budget.shared_slots:
+            Annotations.of(self).add_warning_v2(
+                "emberpool:nothing-shared",
+                f"the floors take the whole budget of {self.budget.budget} connections: each task has "
+                f"{self.budget.floor} and no more, however idle the others are; lower max_tasks or floor_connections",
+            )
+
+    def _add_container(
+        self, fleet: Fleet, processes: int, architecture: str, log_retention: logs.RetentionDays
+    ) -> None:
+        add_proxy_container(
+            self,
+            self.task_definition,
+            environment=environment(
+                self.database,
+                client_secret_arn=self.client_secret.secret_arn,
+                ca_secret_arn=self.ca_secret.secret_arn,
+                host_names=[self.endpoint],
+                fleet_name=fleet.name,
+                budget=self.budget,
+                budget_name=self.budget_name,
+                budget_database=self.budget_database,
+                processes=processes,
+            ),
+            architecture=architecture,
+            log_retention=log_retention,
+        )
+        grant_tasks(
+            self.task_definition.task_role,
+            database_secret=self.database.secret,
+            client_secret=self.client_secret,
+            ca_secret=self.ca_secret,
+        )
 
 
 def _platform(architecture: str) -> ecs.RuntimePlatform:

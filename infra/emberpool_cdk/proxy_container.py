@@ -21,6 +21,7 @@ from aws_cdk import (
 )
 from constructs import Construct
 
+from emberpool_cdk.connection_budget import ConnectionBudget
 from emberpool_cdk.pool_database import PoolDatabase
 from emberpool_cdk.proxy_image import CA_FILE, CONTAINER_USER, ProxyContext
 from emberpool_proxy.settings import CLIENT_PORT, HEALTH_PORT, ProxySettings, variable
@@ -40,7 +41,9 @@ def environment(
     ca_secret_arn: str,
     host_names: Sequence[str],
     fleet_name: str,
-    max_server_connections: int,
+    budget: ConnectionBudget,
+    budget_name: str,
+    budget_database: str,
     processes: int,
 ) -> dict[str, str]:
     """Return the proxy's settings by the names that it reads. None is a secret: the tasks read those by their ARNs.
@@ -62,7 +65,12 @@ def environment(
         "client_port": str(CLIENT_PORT),
         "health_port": str(HEALTH_PORT),
         "fleet_name": fleet_name,
-        "max_server_connections": str(max_server_connections),
+        "max_server_connections": str(budget.max_server_connections),
+        "most_tasks_alive": str(budget.most_tasks_alive),
+        "floor_connections": str(budget.floor_connections),
+        "reserved_connections": str(budget.reserved_connections),
+        "budget_name": budget_name,
+        "budget_database": budget_database,
         "pgbouncer_processes": str(processes),
     }
     return {variable(name): value for name, value in values.items()}

@@ -77,17 +77,27 @@ def test_proxy_accepts_its_task_definition(templates: Templates) -> None:
     assert settings.client_ca_secret_arn == RESOLVED["EMBERPOOL_PROXY_CLIENT_CA_SECRET_ARN"]
     assert settings.fleet_name.startswith("tasks.emberpool-")
     assert settings.pgbouncer_processes == 1  # of half a vCPU
-    assert settings.max_server_connections == ConnectionBudget(100, 2, 4).per_task
     assert settings.server_tls_mode == "verify-full"
     assert settings.server_tls_ca_file == CA_FILE
     assert settings.client_tls_mode == "require"
 
 
-def test_pgbouncer_gets_the_share_and_the_ca(templates: Templates) -> None:
-    """The budget's share is PgBouncer's own limit, and it verifies the database with the image's CA bundle."""
+def test_proxy_divides_the_budget_as_it_was_proven(templates: Templates) -> None:
+    """From its environment the proxy computes the floor and the slots of the proof."""
+    settings = ProxySettings.from_environment(_proxy_environment(templates))
+    proven = ConnectionBudget(100, 2, 4)
+    assert settings.shares_budget
+    assert (settings.max_server_connections, settings.most_tasks_alive) == (proven.budget, proven.most_tasks_alive)
+    assert (settings.floor, settings.shared_slots) == (proven.floor, proven.shared_slots)
+    assert settings.reserved_connections == proven.reserved_connections
+    assert settings.budget_name != ProxySettings.budget_name
+    assert settings.budget_database == settings.database_name
+
+
+def test_pgbouncer_verifies_the_database_with_the_images_ca(templates: Templates) -> None:
+    """The CA bundle that PgBouncer gets is the one that the image has."""
     settings = ProxySettings.from_environment(_proxy_environment(templates))
     ini = render(settings, SNAPSHOT, EngineIdentity(0, 0, "hush")).files["pgbouncer.ini"]
-    assert f"max_db_connections = {ConnectionBudget(100, 2, 4).per_task}\n" in ini
     assert f"server_tls_ca_file = {CA_FILE}\n" in ini
 
 

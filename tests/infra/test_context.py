@@ -37,6 +37,10 @@ def test_defaults_need_nothing() -> None:
         ({"maxTasks": "many"}, "maxTasks must be a whole number, got 'many'"),
         ({"maxTasks": "1"}, "maxTasks must be between 2 and 1000, got 1"),
         ({"minTasks": 0}, "minTasks must be between 1 and 1000, got 0"),
+        ({"floorConnections": "0"}, "floorConnections must be between 1 and 1000, got 0"),
+        ({"reservedConnections": "-1"}, "reservedConnections must be between 0 and 10000, got -1"),
+        ({"otherTasks": "few"}, "otherTasks must be a whole number, got 'few'"),
+        ({"budgetName": "my pool"}, "budgetName must match"),
         ({"architecture": "arm"}, "architecture must be arm64 or x86_64, got 'arm'"),
         ({"databasehost": "h"}, "there is no context value databasehost: did you mean databaseHost?"),
     ],
@@ -60,18 +64,23 @@ def test_table_documents_every_value() -> None:
 
 
 def test_existing_database_gets_the_pool_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an existing database only the pool and the layer are made, with its host, its secret and its limit."""
+    """With an existing database only the pool and the layer are made, with its host, its secret and its budget."""
     monkeypatch.setenv("CDK_DEFAULT_ACCOUNT", "123456789012")
     monkeypatch.setenv("CDK_DEFAULT_REGION", "us-east-1")
-    app = make_app(tmp_path, **EXISTING)
+    terms = {"reservedConnections": "30", "floorConnections": "3", "budgetName": "orders", "otherTasks": "6"}
+    app = make_app(tmp_path, **EXISTING, **terms)
     budget = add_stacks(app)
-    assert budget.max_connections == 200
+    assert (budget.max_connections, budget.reserved_connections) == (200, 30)
+    assert (budget.floor_connections, budget.other_tasks) == (3, 6)
     assembly = app.synth()
     kinds = {each["Type"] for stack in assembly.stacks for each in stack.template.get("Resources", {}).values()}
     assert "AWS::RDS::DBInstance" not in kinds
     assert "AWS::EC2::VPC" not in kinds
     assert "AWS::Lambda::LayerVersion" in kinds
     assert EXISTING["databaseHost"] in str(assembly.get_stack_by_name(POOL).template)
+    assert "{'Name': 'EMBERPOOL_PROXY_BUDGET_NAME', 'Value': 'orders'}" in str(
+        assembly.get_stack_by_name(POOL).template
+    )
 
 
 def test_look_up_without_credentials_gives_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

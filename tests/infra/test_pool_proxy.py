@@ -11,6 +11,8 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_rds as rds
+from aws_cdk.assertions import Annotations, Match
+from constructs import Construct
 from tests.infra.conftest import PoolInAStack, make_app
 
 from emberpool_cdk import (
@@ -21,6 +23,7 @@ from emberpool_cdk import (
     PoolProxy,
     WarmConnectionLayer,
 )
+from emberpool_proxy.settings import PLAIN_NAME
 
 ARM = lambda_.Architecture.ARM_64
 INTEL = lambda_.Architecture.X86_64
@@ -124,19 +127,79 @@ def test_too_small_a_database_fails_the_synth(tmp_path: Path) -> None:
         PoolInAStack(tmp_path, max_connections=20)
 
 
+def _environment(template: dict[str, Any]) -> dict[str, str]:
+    (task,) = _of_kind(template, "AWS::ECS::TaskDefinition")
+    prefix = "EMBERPOOL_PROXY_"
+    listed = task["ContainerDefinitions"][0]["Environment"]
+    return {each["Name"].removeprefix(prefix): each["Value"] for each in listed}
+
+
+def test_tasks_are_told_the_terms_of_their_budget(tmp_path: Path) -> None:
+    """Budget, tasks, floor, reserve and whose slots they share: the proxy gets what was proven."""
+    users = PoolInAStack(
+        tmp_path,
+        max_tasks=3,
+        reserved_connections=20,
+        floor_connections=4,
+        budget_name="orders",
+        budget_database="postgres",
+        other_tasks=6,
+    )
+    environment = _environment(users.template())
+    assert environment["MAX_SERVER_CONNECTIONS"] == "180"
+    assert environment["MOST_TASKS_ALIVE"] == "15"  # 3 x (2 + 1) + 6
+    assert environment["FLOOR_CONNECTIONS"] == "4"
+    assert environment["RESERVED_CONNECTIONS"] == "20"
+    assert (environment["BUDGET_NAME"], environment["BUDGET_DATABASE"]) == ("orders", "postgres")
+
+
+def test_budget_is_named_by_the_pools_own_path(tmp_path: Path) -> None:
+    """Two pools that nobody named share nothing, and the long path of a nested one still gives a name that is valid."""
+    users = PoolInAStack(tmp_path, reserved_connections=100)
+    scope: Construct = users.stack
+    for depth in range(5):
+        scope = Construct(scope, f"Nested-Deep-Below-{depth}")
+    nested = PoolProxy(scope, "Pool", vpc=users.vpc, database=users.database, reserved_connections=100)
+    names = [users.pool.budget_name, nested.budget_name]
+    assert len(set(names)) == len(names)
+    assert all(PLAIN_NAME.fullmatch(name) for name in names)
+    assert users.pool.budget_database == "shop"
+
+
+def test_fleet_that_shares_nothing_is_warned_about(tmp_path: Path) -> None:
+    """A budget of floors alone holds, but divides the database statically: the synth says so."""
+    users = PoolInAStack(tmp_path, max_connections=12 * 4 + 15)
+    assert users.pool.budget.shared_slots == 0
+    warnings = Annotations.from_stack(users.stack).find_warning("/Users/Pool", Match.string_like_regexp("no more"))
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("name", ["budget_name", "budget_database"])
+def test_budget_of_no_valid_name_is_refused(tmp_path: Path, name: str) -> None:
+    """What the proxy would refuse fails the synth."""
+    with pytest.raises(ValueError, match=rf"{name} must match .*, got 'my; pool'"):
+        PoolInAStack(tmp_path, **{name: "my; pool"})
+
+
 @pytest.mark.parametrize(("cpu", "memory", "processes"), [(256, 512, "1"), (1024, 2048, "1"), (4096, 8192, "4")])
 def test_each_vcpu_gets_a_pgbouncer(tmp_path: Path, cpu: int, memory: int, processes: str) -> None:
     """PgBouncer has one thread: a task of four vCPUs runs four of them."""
-    template = PoolInAStack(tmp_path, cpu=cpu, memory_limit_mib=memory).template()
-    (task,) = _of_kind(template, "AWS::ECS::TaskDefinition")
-    environment = {each["Name"]: each["Value"] for each in task["ContainerDefinitions"][0]["Environment"]}
-    assert environment["EMBERPOOL_PROXY_PGBOUNCER_PROCESSES"] == processes
+    environment = _environment(PoolInAStack(tmp_path, cpu=cpu, memory_limit_mib=memory).template())
+    assert environment["PGBOUNCER_PROCESSES"] == processes
+    # Two connections each, but one, so that a PgBouncer that crashed can start beside what is left of it.
+    assert int(environment["FLOOR_CONNECTIONS"]) == max(2, 2 * int(processes) - 1)
+
+
+def test_floor_below_what_the_pgbouncers_need_is_refused(tmp_path: Path) -> None:
+    """Four PgBouncers cannot do with the floor of one, and the message says how many they need."""
+    with pytest.raises(ValueError, match="floor_connections must be at least 7 for the 4 pools of a task"):
+        PoolInAStack(tmp_path, cpu=4096, memory_limit_mib=8192, floor_connections=2)
 
 
 def test_two_pools_of_a_vpc_have_names_of_their_own(tmp_path: Path) -> None:
     """A VPC has each private zone once: the tasks of two pools find their own only."""
-    users = PoolInAStack(tmp_path)
-    PoolProxy(users.stack, "Second", vpc=users.vpc, database=users.database)
+    users = PoolInAStack(tmp_path, reserved_connections=100)
+    PoolProxy(users.stack, "Second", vpc=users.vpc, database=users.database, reserved_connections=100)
     zones = [each["Name"] for each in _of_kind(users.template(), "AWS::ServiceDiscovery::PrivateDnsNamespace")]
     assert len(set(zones)) == len(zones) == 2
 
@@ -184,7 +247,6 @@ def test_three_lines_are_enough_for_an_instance_of_the_same_app(tmp_path: Path) 
     pool = PoolProxy(stack, "Pool", vpc=vpc, database=PoolDatabase.from_instance(instance, max_connections=100))
     pool.attach(_function(stack, vpc=vpc))
     template = stack.node.root.synth().get_stack_by_name("Users").template  # type: ignore[attr-defined]
-    (task,) = _of_kind(template, "AWS::ECS::TaskDefinition")
-    environment = {each["Name"]: each["Value"] for each in task["ContainerDefinitions"][0]["Environment"]}
-    assert environment["EMBERPOOL_PROXY_DATABASE_NAME"] == "shop"
-    assert "Endpoint.Port" in str(environment["EMBERPOOL_PROXY_DATABASE_PORT"])
+    environment = _environment(template)
+    assert environment["DATABASE_NAME"] == "shop"
+    assert "Endpoint.Port" in str(environment["DATABASE_PORT"])

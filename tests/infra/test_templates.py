@@ -155,12 +155,16 @@ def test_tasks_see_the_functions_own_address(synthesized: Synthesized) -> None:
 
 
 def test_budget_is_in_the_template_and_in_the_tasks(synthesized: Synthesized) -> None:
-    """The share that each task is told is the one that the metadata proves."""
+    """The terms that each task is told are those that the metadata proves."""
     (service,) = synthesized.resources(POOL, "AWS::ECS::Service")
     metadata = service["Metadata"]["emberpool:ConnectionBudget"]
     assert metadata == synthesized.budget.as_metadata()
     environment = {each["Name"]: each["Value"] for each in _container(synthesized)["Environment"]}
-    assert environment["EMBERPOOL_PROXY_MAX_SERVER_CONNECTIONS"] == str(metadata["ConnectionsPerTask"])
+    told = {"MAX_SERVER_CONNECTIONS": "Budget", "MOST_TASKS_ALIVE": "MostTasksAlive"}
+    told |= {f"{name}_CONNECTIONS": f"{name.title()}Connections" for name in ("FLOOR", "RESERVED")}
+    assert {name: environment[f"EMBERPOOL_PROXY_{name}"] for name in told} == {
+        name: str(metadata[term]) for name, term in told.items()
+    }
     scaling = synthesized.only(POOL, "AWS::ApplicationAutoScaling::ScalableTarget")
     assert (scaling["MinCapacity"], scaling["MaxCapacity"]) == (metadata["MinTasks"], metadata["MaxTasks"])
     parameters = synthesized.only(DATABASE, "AWS::RDS::DBParameterGroup")["Parameters"]
