@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -75,6 +76,24 @@ def _page_option(default: str) -> Callable[[Command], Command]:
         default=default,
         help="Where the page with the plots is written.",
     )
+
+
+def _check_finite(_context: click.Context, _option: click.Parameter, seconds: float | None) -> float | None:
+    if seconds is not None and not math.isfinite(seconds):  # FloatRange lets NaN through
+        raise click.BadParameter(f"{seconds} is no time")
+    return seconds
+
+
+_watch_option = click.option(
+    "--watch",
+    "watch_seconds",
+    type=click.FloatRange(0.1, 86_400),
+    is_flag=False,
+    flag_value=1.0,
+    callback=_check_finite,
+    metavar="[SECONDS]",
+    help="Show it until Ctrl-C, anew each SECONDS (1).",
+)
 
 
 @cli.command()
@@ -173,25 +192,38 @@ def burst(
 )
 @click.option("--postgres-port", type=click.IntRange(1, 65535), help="Port for PostgreSQL (default: a free one).")
 @click.option("--proxy-port", type=click.IntRange(1, 65535), help="Port for the proxy (default: a free one).")
+@click.option(
+    "--tasks", type=int, default=1, show_default=True, help="Proxies that share its part: see `emberpool fleet`."
+)
 @click.pass_obj
 def up(
-    debug: bool, max_connections: int, max_server_connections: int, postgres_port: int | None, proxy_port: int | None
+    debug: bool,
+    max_connections: int,
+    max_server_connections: int,
+    postgres_port: int | None,
+    proxy_port: int | None,
+    tasks: int,
 ) -> None:
     """Run PostgreSQL and the proxy on this machine until Ctrl-C; nothing is left behind."""
     from emberpool_local.burst.target import check_limits  # noqa: PLC0415
-    from emberpool_local.stack import LocalStack  # noqa: PLC0415
+    from emberpool_local.stack import LocalStack, check_tasks  # noqa: PLC0415
     from emberpool_local.up import run_until_stopped  # noqa: PLC0415
+
+    def tell(text: str) -> None:
+        click.echo(text, err=True)
 
     with _clear_errors(debug):
         check_limits(max_connections, max_server_connections)
+        check_tasks(tasks, max_server_connections)
         stack = LocalStack(
             max_connections,
             max_server_connections,
             postgres_port,
             proxy_port,
-            progress=lambda text: click.echo(text, err=True),
+            progress=tell,
+            tasks=tasks,
         )
-        run_until_stopped(stack, _show_running)
+        run_until_stopped(stack, lambda description: _show_running(description, tasks), tell)
 
 
 @cli.command()
@@ -220,7 +252,7 @@ def invoke(debug: bool, handler: str, event_file: Any, timeout_seconds: float, t
 @cli.command()
 @click.option("--url", help="Where the proxy answers health checks (default: that of the running `emberpool up`).")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-@click.option("--watch", "watch_seconds", type=click.FloatRange(0.1), metavar="SECONDS", help="Show it until Ctrl-C.")
+@_watch_option
 @click.pass_obj
 def status(debug: bool, url: str | None, as_json: bool, watch_seconds: float | None) -> None:
     """Show the pool of a running proxy as a table; with --watch as a live one.
@@ -231,6 +263,22 @@ def status(debug: bool, url: str | None, as_json: bool, watch_seconds: float | N
 
     with _clear_errors(debug):
         show_status(Console(highlight=False), url, as_json, watch_seconds)
+
+
+@cli.command()
+@click.option("--url", help="Where any of the tasks answers health checks (default: the running `emberpool up`).")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, one document a look.")
+@_watch_option
+@click.pass_obj
+def fleet(debug: bool, url: str | None, as_json: bool, watch_seconds: float | None) -> None:
+    """Show all tasks that share a connection budget: slots, server connections, who waits; with --watch live.
+
+    It asks one task, and then all that this one knows.
+    """
+    from emberpool_local.fleet import show_fleet  # noqa: PLC0415
+
+    with _clear_errors(debug):
+        show_fleet(Console(highlight=False), url, as_json, watch_seconds)
 
 
 @cli.command("deploy-local")
@@ -279,8 +327,10 @@ def _show_result(result: Any, output: Path, as_json: bool, broken: list[str]) ->
         console.print("\n".join(f"    {line}" for line in escape(step["code"]).splitlines()), style="cyan")
 
 
-def _show_running(description: str) -> None:
+def _show_running(description: str, tasks: int) -> None:
     click.echo(description)
+    if tasks > 1:
+        click.echo("See the tasks share the budget: emberpool fleet --watch")
     click.echo("Run a handler: emberpool invoke MODULE:HANDLER --event event.json   Stop: Ctrl-C")
 
 

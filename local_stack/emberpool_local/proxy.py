@@ -55,12 +55,12 @@ class DatabaseAccess:
 class LocalProxy:
     """The proxy in front of `database`: with LocalProxy(access) as proxy.
 
-    `settings` are further fields of ProxySettings and win over ours. open() raises ProxyUnavailable when it does not
+    `settings` are further fields of ProxySettings and win over ours, `listen_host`, `health_port` and
+    `client_password` among them. open() raises ProxyUnavailable when it does not
     become ready, PortTaken when `client_port` is given but taken, and what find_pgbouncer() raises. The constructor
     opens nothing.
     """
 
-    host = LOOPBACK
     client_user = CLIENT_USER
 
     def __init__(
@@ -74,9 +74,11 @@ class LocalProxy:
     ) -> None:
         self.database = database
         self.max_server_connections = max_server_connections
-        self.client_password = secrets.token_urlsafe(32)
-        self._wanted_port = client_port
         self._settings = dict(settings or {})
+        self.host = self._settings.get("listen_host", LOOPBACK)
+        self.client_password = self._settings.get("client_password") or secrets.token_urlsafe(32)
+        self._wanted_port = client_port
+        self._wanted_health_port = int(self._settings.get("health_port", 0))
         self._pgbouncer = pgbouncer
         self._progress = progress
         self._folder = TempFolder("proxy")
@@ -135,7 +137,8 @@ class LocalProxy:
 
     def open(self) -> None:
         """Start the proxy and wait until it is ready for connections."""
-        if self._wanted_port is not None and not is_free(self._wanted_port):
+        # Of a task beside others each has the same port on an address of its own.
+        if self._wanted_port is not None and self.host == LOOPBACK and not is_free(self._wanted_port):
             raise _port_taken(self._wanted_port)
         if self._pgbouncer is None:
             self._pgbouncer = find_pgbouncer(self._progress)
@@ -167,7 +170,7 @@ class LocalProxy:
     def _start_on_ports(self) -> None:
         for tries_left in reversed(range(PORT_TRIES)):
             self._port = self._wanted_port or free_port()
-            self._health_port = free_port()
+            self._health_port = self._wanted_health_port or free_port()
             self._child = start_child(
                 [sys.executable, "-m", "emberpool_proxy"],
                 log_path=self.log_path,
@@ -178,7 +181,7 @@ class LocalProxy:
             if self._became_ready(self._child):
                 return
             lost_a_port = not (is_free(self._port) and is_free(self._health_port))
-            if not (tries_left and lost_a_port):
+            if not (tries_left and lost_a_port) or (self._wanted_port and self._wanted_health_port):
                 raise self._unavailable("ended while it started")
 
     def _became_ready(self, child: Child) -> bool:

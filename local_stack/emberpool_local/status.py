@@ -17,9 +17,16 @@ from rich.text import Text
 
 from emberpool_local.errors import LocalStackError
 from emberpool_local.running_stack import find_running
-from emberpool_proxy.telemetry.status_view import COLUMNS, Look, StatusUnavailable, StatusView, fetch, text_of, view
-
-NAMES = 3  # the first columns are names, the rest are numbers
+from emberpool_proxy.telemetry.status_view import (
+    COLUMNS,
+    NAMES,
+    Look,
+    StatusUnavailable,
+    StatusView,
+    fetch,
+    text_of,
+    view,
+)
 
 
 class ProxyDoesNotAnswer(LocalStackError):  # noqa: N818 (named by what is the matter, as all errors of emberpool)
@@ -31,7 +38,7 @@ def show_status(console: Console, url: str | None, as_json: bool = False, watch_
 
     Raises ProxyDoesNotAnswer.
     """
-    address = url or _running_url()
+    address = url or running_url()
     if as_json:
         _print_json(address, watch_seconds)
     elif watch_seconds:
@@ -42,7 +49,8 @@ def show_status(console: Console, url: str | None, as_json: bool = False, watch_
         click.echo(text_of(view(_fetched(address))))  # a pipe has no width to fit into
 
 
-def _running_url() -> str:
+def running_url() -> str:
+    """Return where the proxy of the running `emberpool up` tells its status. Raises ProxyDoesNotAnswer."""
     running = find_running()
     if running is None or not running.status_url:
         raise ProxyDoesNotAnswer(

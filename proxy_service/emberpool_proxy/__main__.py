@@ -3,6 +3,7 @@
 run       supervisor, agent and PgBouncer (the default)
 config    print what would be rendered, secrets masked
 status    print the pool of a running proxy
+fleet     print the tasks that share its budget
 agent     what the supervisor starts; not for people
 """
 
@@ -22,6 +23,8 @@ from emberpool_proxy.settings import ProxySettings, SettingsInvalid
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
+WATCH_SECONDS = 1.0
+SHORTEST_WATCH_SECONDS, LONGEST_WATCH_SECONDS = 0.05, 86_400.0
 EXIT_CRASHED = 70  # EX_SOFTWARE: the supervisor starts such an agent again
 
 
@@ -59,15 +62,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m emberpool_proxy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", nargs="?", choices=("run", "config", "status", "agent"), default="run")
-    parser.add_argument("--url", help="status: where the proxy answers health checks")
-    parser.add_argument("--json", action="store_true", help="status: print it as JSON")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="status: print it again every SECONDS")
+    parser.add_argument("command", nargs="?", choices=("run", "config", "status", "fleet", "agent"), default="run")
+    parser.add_argument("--url", help="status, fleet: where the proxy answers health checks")
+    parser.add_argument("--json", action="store_true", help="status, fleet: print it as JSON")
+    parser.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help=f"status, fleet: print it again every SECONDS ({WATCH_SECONDS:g})",
+    )
     parser.add_argument("--control", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--health", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    if chosen.command == "status":
-        return _status(chosen.url, chosen.json, chosen.watch)
+    if chosen.command in ("status", "fleet"):
+        return _show(chosen.command, chosen.url, chosen.json, chosen.watch)
     log.configure("INFO")
     try:
         settings = ProxySettings.from_environment()
@@ -89,17 +99,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _status(url: str | None, as_json: bool, watch_seconds: float | None) -> int:
-    from emberpool_proxy.telemetry.status_view import DEFAULT_URL, StatusUnavailable, show  # noqa: PLC0415 (as above)
+def _show(command: str, url: str | None, as_json: bool, watch_seconds: float | None) -> int:
+    from emberpool_proxy.telemetry import fleet_view, status_view  # noqa: PLC0415 (as above)
 
+    show = fleet_view.show if command == "fleet" else status_view.show
     try:
-        show(url or DEFAULT_URL, as_json, watch_seconds)
-    except StatusUnavailable as error:
+        show(url or status_view.DEFAULT_URL, as_json, watch_seconds)
+    except status_view.StatusUnavailable as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 (for a person, not for the log)
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return 0
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not SHORTEST_WATCH_SECONDS <= seconds <= LONGEST_WATCH_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"between {SHORTEST_WATCH_SECONDS:g} and {LONGEST_WATCH_SECONDS:g} seconds, got {text}"
+        )
+    return seconds
 
 
 def _agent(settings: ProxySettings, control: int | None, health: int | None) -> int:

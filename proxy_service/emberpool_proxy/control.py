@@ -1,20 +1,24 @@
 """What the supervisor and the agent tell each other, over a pair of connected sockets.
 
 Each message is one packet of JSON. The supervisor never waits for the agent: a packet that does not fit is dropped,
-since what matters (`Engines`) is said again every second.
+since what matters (`Engines`) is said again every second. A packet may carry one open descriptor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 LONGEST_PACKET_BYTES = 65_536
 BEAT_SECONDS = 1.0
+NO_DESCRIPTOR = -1
+DESCRIPTOR = struct.Struct("i")
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,24 @@ class Beat:
     """Agent to supervisor, each second: the agent is not frozen."""
 
 
-Message = EnginesAre | LogLine | StartEngines | EngineAnswers | KillEngine | Beat
-_KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (EnginesAre, LogLine, StartEngines, EngineAnswers, KillEngine, Beat)
-}
+@dataclass(frozen=True)
+class HoldConnection:
+    """Agent to supervisor: keep this socket open, in place of the one before.
+
+    It is the control connection's, whose session has the locks that PgBouncer's server connections rely on: they must
+    outlive a crash of the agent. `descriptor` is set by who receives it, whose it then is.
+    """
+
+    descriptor: int = NO_DESCRIPTOR
+
+
+@dataclass(frozen=True)
+class DropConnection:
+    """Agent to supervisor: close the socket that you keep."""
+
+
+Message = EnginesAre | LogLine | StartEngines | EngineAnswers | KillEngine | Beat | HoldConnection | DropConnection
+_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 class Channel:
@@ -89,27 +107,59 @@ class Channel:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return Channel(ours), theirs
 
-    def send(self, message: Message) -> bool:
-        """Send without waiting; return False when the other side is gone or does not read."""
-        packet = json.dumps({"kind": type(message).__name__, **asdict(message)}).encode()
+    def send(self, message: Message, descriptor: int | None = None) -> bool:
+        """Send without waiting; return False when the other side is gone or does not read.
+
+        The other side gets a duplicate of `descriptor`; ours stays open.
+        """
+        packet = json.dumps({"kind": type(message).__name__, **asdict(message)}).encode()[:LONGEST_PACKET_BYTES]
         try:
-            self._end.send(packet[:LONGEST_PACKET_BYTES])
-        except (BlockingIOError, OSError):
+            socket.send_fds(self._end, [packet], [] if descriptor is None else [descriptor])
+        except OSError:
             return False
         return True
 
     async def messages(self) -> AsyncIterator[Message]:
         """Yield what the other side says until it is gone."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                packet = await loop.sock_recv(self._end, LONGEST_PACKET_BYTES)
+                packet, descriptor = self._received()
+            except BlockingIOError:
+                await self._is_readable()
+                continue
             except OSError:
                 return
             if not packet:
                 return
-            if message := _parsed(packet):
+            message = _parsed(packet)
+            if isinstance(message, HoldConnection):
+                if descriptor != NO_DESCRIPTOR:  # none can be received when too many are open
+                    yield HoldConnection(descriptor)
+                continue
+            if descriptor != NO_DESCRIPTOR:
+                os.close(descriptor)
+            if message:
                 yield message
+
+    def _received(self) -> tuple[bytes, int]:
+        # Not socket.recv_fds, which ignores its flags: what we start must not inherit it, from the first moment. With
+        # room for one, the kernel closes what else is sent.
+        packet, ancillary, *_ = self._end.recvmsg(
+            LONGEST_PACKET_BYTES, socket.CMSG_LEN(DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) >= DESCRIPTOR.size:
+                return packet, DESCRIPTOR.unpack_from(data)[0]
+        return packet, NO_DESCRIPTOR
+
+    async def _is_readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(self._end, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._end)
 
     def close(self) -> None:
         """Close this end; the other one reads the end of the stream."""

@@ -11,6 +11,7 @@ ProxyError
         SecretAlreadyWritten read the secret: another task was first
     ClientUsersClash     give every secret of a client, and every role, a user name of its own
     DatabaseLoginUnusable  mend the password that the message names: PgBouncer cannot log in with it
+    BudgetUnusable       mend what keeps the tasks from sharing their budget: settings, a grant, a pooler in between
     CertificateUnusable  mend the certificate, key or CA file that it names
     StatusUnavailable (in status_view)  start the proxy, or name the address where one answers
 SettingsInvalid (in settings, a ValueError)   mend the variable that it names
@@ -70,6 +71,10 @@ class CertificateUnusable(ProxyError):  # noqa: N818 (named by what to do)
 
 class DatabaseLoginUnusable(ProxyError):  # noqa: N818 (named by what to do)
     """The pool's login at the database is missing or is one that PgBouncer cannot send."""
+
+
+class BudgetUnusable(ProxyError):  # noqa: N818 (named by what to do)
+    """The tasks cannot share their budget of connections over this database, and only people can mend that."""
 
 
 class ClientUsersClash(ProxyError):  # noqa: N818 (named by what was seen)

@@ -1,8 +1,8 @@
 """What the agent knows of its pool, and the HTTP endpoint that tells it.
 
 `/healthz`: is it able to serve (if not, the task is to be replaced). `/readyz`: should it get new connections.
-`/metrics` for Prometheus, `/status` for `emberpool status`. Nothing here asks PgBouncer: every answer is what the last
-tick saw, so that no caller can make the agent work.
+`/metrics` for Prometheus, `/status` and `/fleet` for the commands of these names. Nothing here asks PgBouncer: every
+answer is what the last tick saw, so that no caller can make the agent work.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from typing import Any, Literal
 
 from aiohttp import web
 
+from emberpool_proxy.agent.budget_status import BudgetStatus
 from emberpool_proxy.telemetry.readings import Reading
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
 STATUS_PATH = "/status"
+FLEET_PATH = "/fleet"
+# What /fleet shows of /status: the view of the whole fleet asks every task for it, again and again.
+FLEET_PARTS = ("task", "ready", "draining", "clients", "budget", "fleet")
 NOT_ANSWERING = "pgbouncer does not answer"
 # A stalled caller must not hold up the end of the agent.
 SHUTDOWN_SECONDS = 1.0
@@ -33,7 +37,7 @@ DatabaseState = Literal["unknown", "up", "away", "paused"]
 
 @dataclass
 class Health:
-    """What the agent's parts know, each writing its own: the watch, the drain, the database's watch.
+    """What the agent's parts know, each writing its own: the watch, the drain, the database's watch, the budget.
 
     A database that is away makes the proxy neither unhealthy nor unready: clients wait in line here, and another task
     would not have the database either.
@@ -46,6 +50,7 @@ class Health:
     client_connections: int = 0
     clients_waiting: int = 0
     database: DatabaseState = "unknown"
+    budget: BudgetStatus | None = None  # None until the first step of the loop
     readings: dict[int, Reading] = field(default_factory=dict)
     _not_ready: dict[str, str] = field(default_factory=dict)
 
@@ -84,7 +89,8 @@ async def serve_health(
 ) -> AsyncIterator[None]:
     """Answer on `sock`, which listens already, while the context is open.
 
-    `render_metrics` returns /metrics and its content type, `describe` what /status shows; `routes` are others' own.
+    `render_metrics` returns /metrics and its content type, `describe` what /status shows and /fleet a part of; `routes`
+    are others' own.
     """
     app = web.Application()
     app.router.add_get(HEALTH_PATH, lambda _: _answer(health, health.reason_not_healthy()))
@@ -93,6 +99,7 @@ async def serve_health(
         app.router.add_get(METRICS_PATH, lambda _: _metrics(render_metrics))
     if describe:
         app.router.add_get(STATUS_PATH, lambda _: _status(describe))
+        app.router.add_get(FLEET_PATH, lambda _: _fleet(describe))
     app.router.add_routes(routes)
     # The listening socket is the supervisor's: closing ours only stops our listening to it.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
@@ -135,3 +142,8 @@ async def _metrics(render: Callable[[], tuple[bytes, str]]) -> web.Response:
 
 async def _status(describe: Callable[[], dict[str, Any]]) -> web.Response:
     return web.json_response(describe())
+
+
+async def _fleet(describe: Callable[[], dict[str, Any]]) -> web.Response:
+    document = describe()
+    return web.json_response({name: document[name] for name in FLEET_PARTS if name in document})

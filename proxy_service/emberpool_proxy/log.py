@@ -25,8 +25,14 @@ LEVELS = {
     "FATAL": logging.ERROR,
 }
 CLOSING = "closing because: "
-# Server connections have a lifetime: nothing to read each day.
-ROUTINE = tuple(CLOSING + reason for reason in ("server lifetime over", "server idle timeout", "pause mode"))
+# Server connections have a lifetime, and the budget opens and closes them all day: nothing to read.
+ROUTINE = (
+    *(
+        CLOSING + reason
+        for reason in ("server lifetime over", "server idle timeout", "pause mode", "too many servers in the pool")
+    ),
+    "RELOAD command issued",
+)
 LINES_PER_SECOND = 10  # of one kind: enough to see who it is, few enough to pay for
 MOST_KINDS = 100  # a second; kinds beyond that count as one, as a client may choose its own words
 # Kinds differ by their words only: addresses, numbers and what is quoted may be another each time.

@@ -64,6 +64,23 @@ MAX_SERVER_CONNECTIONS = "emberpool_max_server_connections"
 MAX_CLIENT_CONNECTIONS = "emberpool_max_client_connections"
 DATABASE_UP = "emberpool_database_up"
 DATABASE_PAUSED = "emberpool_database_paused"
+BUDGET_CONNECTIONS = "emberpool_budget_connections"
+BUDGET_FLOOR = "emberpool_budget_floor"
+BUDGET_LIMIT = "emberpool_budget_limit"
+BUDGET_SLOTS_HELD = "emberpool_budget_slots_held"
+BUDGET_MISSING = "emberpool_budget_missing"
+BUDGET_CONNECTION_MISSING = "emberpool_budget_control_connection_missing"
+BUDGET_SLOTS_PROMISED = "emberpool_budget_slots_promised"
+BUDGET_SLOTS = "emberpool_budget_slots"
+BUDGET_SLOTS_FREE = "emberpool_budget_slots_free"
+BUDGET_TASKS = "emberpool_budget_tasks"
+BUDGET_FLEET_CONNECTIONS = "emberpool_budget_fleet_server_connections"
+BUDGET_EXCESS = "emberpool_budget_excess_connections"
+BUDGET_SHORT_BY = "emberpool_budget_connections_short"
+BUDGET_CLAIM_CONFLICT = "emberpool_budget_claim_conflict"
+BUDGET_SLOTS_TAKEN = "emberpool_budget_slots_taken_total"
+BUDGET_SLOTS_GIVEN = "emberpool_budget_slots_given_total"
+BUDGET_CONNECTIONS_LOST = "emberpool_budget_control_connections_lost_total"
 
 PROCESS = ("process",)
 PROCESS_AND_DATABASE = ("process", "database")
@@ -117,10 +134,34 @@ METRICS: tuple[Metric, ...] = (
     Metric(HEALTHY, "gauge", "1 when /healthz answers 200."),
     Metric(READY, "gauge", "1 when /readyz answers 200."),
     Metric(DRAINING, "gauge", "1 when the task is being stopped."),
-    Metric(MAX_SERVER_CONNECTIONS, "gauge", "The task's share of the connection budget."),
+    Metric(MAX_SERVER_CONNECTIONS, "gauge", "Server connections that the task may have now: its floor and its slots."),
     Metric(MAX_CLIENT_CONNECTIONS, "gauge", "How many clients may be connected."),
     Metric(DATABASE_UP, "gauge", "1 when the database answered last, 0 when it is away; absent while unknown."),
     Metric(DATABASE_PAUSED, "gauge", "1 when new work waits in line because the database is away."),
+    # Those of the budget are there when tasks share one; what the database tells of it, while the task is in touch.
+    Metric(BUDGET_CONNECTIONS, "gauge", "The budget that the tasks share."),
+    Metric(BUDGET_FLOOR, "gauge", "Server connections that the task may have without a slot."),
+    Metric(BUDGET_LIMIT, "gauge", "Server connections that the task's PgBouncers may open: the limits in force."),
+    Metric(BUDGET_SLOTS_HELD, "gauge", "Slots that the task holds."),
+    Metric(BUDGET_MISSING, "gauge", "Server connections that the task could use and does not have."),
+    Metric(
+        BUDGET_CONNECTION_MISSING,
+        "gauge",
+        "1 when the task wants its control connection and has none: it serves with its floor.",
+    ),
+    Metric(BUDGET_SLOTS_PROMISED, "gauge", "Slots that the settings promise to all tasks together."),
+    Metric(BUDGET_SLOTS, "gauge", "Slots that there are for all tasks together now: as promised, or fewer."),
+    Metric(BUDGET_SLOTS_FREE, "gauge", "Slots that no task holds."),
+    Metric(BUDGET_TASKS, "gauge", "Tasks that have a control connection."),
+    Metric(BUDGET_FLEET_CONNECTIONS, "gauge", "Server connections of all tasks, as the database counts them."),
+    Metric(
+        BUDGET_EXCESS, "gauge", "Server connections above what all tasks may have: of one that is gone, or others'."
+    ),
+    Metric(BUDGET_SHORT_BY, "gauge", "Connections that were promised and that the database has no room for."),
+    Metric(BUDGET_CLAIM_CONFLICT, "gauge", "1 when another deployment of the budget's name promises fewer slots."),
+    Metric(BUDGET_SLOTS_TAKEN, "counter", "Slots taken."),
+    Metric(BUDGET_SLOTS_GIVEN, "counter", "Slots given back."),
+    Metric(BUDGET_CONNECTIONS_LOST, "counter", "Control connections that were lost."),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -161,6 +202,11 @@ CLOUDWATCH_METRICS: tuple[CloudWatchMetric, ...] = (
     CloudWatchMetric("ServerLoginFailures", "Count", "increase", (SERVER_LOGIN_FAILURES,), "Sum"),
     CloudWatchMetric("PgbouncerRestarts", "Count", "increase", (PGBOUNCER_RESTARTS,), "Sum"),
     CloudWatchMetric("DatabaseUp", "None", "min", (DATABASE_UP,), "Minimum"),
+    CloudWatchMetric("BudgetMissing", "Count", "sum", (BUDGET_MISSING,), "Sum"),
+    CloudWatchMetric("BudgetSlotsFree", "Count", "sum", (BUDGET_SLOTS_FREE,), "Minimum"),
+    CloudWatchMetric("BudgetConnectionsShort", "Count", "sum", (BUDGET_SHORT_BY,), "Maximum"),
+    CloudWatchMetric("BudgetClaimConflict", "None", "sum", (BUDGET_CLAIM_CONFLICT,), "Maximum"),
+    CloudWatchMetric("BudgetControlConnectionMissing", "None", "sum", (BUDGET_CONNECTION_MISSING,), "Maximum"),
 )
 
 Labels = tuple[str, ...]  # the values of the metric's labels, in their order

@@ -145,7 +145,8 @@ class ProxySettings:
         default=20, metadata=_help("the budget: server connections of this task, or of its whole fleet")
     )
     most_tasks_alive: int = field(
-        default=1, metadata=_help("tasks alive at once that share the budget, those that still stop included; 1: this one is alone")
+        default=1,
+        metadata=_help("most tasks alive at once, stopping ones included, that share the budget; 1: alone"),
     )
     floor_connections: int = field(
         default=2, metadata=_help("server connections of a task of a fleet that need no slot")

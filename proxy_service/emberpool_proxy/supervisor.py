@@ -20,9 +20,11 @@ from emberpool_proxy.control import (
     BEAT_SECONDS,
     Beat,
     Channel,
+    DropConnection,
     EngineAnswers,
     EnginesAre,
     EngineState,
+    HoldConnection,
     KillEngine,
     LogLine,
     StartEngines,
@@ -37,6 +39,7 @@ from emberpool_proxy.settings import ProxySettings, variable
 SAID_WHY = (1, 2)  # the agent's exit codes for what it has logged: starting it again would not mend a wrong setting
 SILENT_AGENT_SECONDS = 10.0  # it beats each second; one that hangs does not watch, drain or answer health checks
 STOP_GRACE_SECONDS = 1.0  # the agent's own bound is stop_seconds; ours is for an agent that failed at it
+LAST_WORDS_SECONDS = 0.5  # of an agent that has ended: what it sent is here already
 SPARE_FILE_DESCRIPTORS = 100  # listening sockets, the console, logs and the agent's own
 
 
@@ -53,6 +56,7 @@ class Supervisor:
         self._channel: Channel | None = None
         self._last_beat = 0.0
         self._answered: set[int] = set()  # process ids whose console answered
+        self._held_connection: int | None = None  # a duplicate of the socket that the agent's locks live on
         self._ended_child = 0  # a process id that nobody had collected at the last beat
         self._start = asyncio.Event()
 
@@ -79,6 +83,7 @@ class Supervisor:
                 )
             finally:
                 await self._end_all()
+                self._hold_connection(None)  # after PgBouncer: its server connections rely on the locks
 
     # --- the agent
 
@@ -91,7 +96,7 @@ class Supervisor:
             theirs.close()
             listening = asyncio.create_task(self._listen(self._channel))
             exit_code = await self._agent.wait()
-            listening.cancel()
+            await _hear_out(listening)
             self._channel.close()
             if not self._start.is_set() and exit_code in SAID_WHY:
                 raise AgentRefused(exit_code)
@@ -120,10 +125,20 @@ class Supervisor:
                     engine = self._engines.get(index)
                     if engine and engine.pid == pid:  # not the one that took its place meanwhile
                         engine.kill()
+                case HoldConnection(descriptor=descriptor):
+                    self._hold_connection(descriptor)
+                case DropConnection():
+                    self._hold_connection(None)
                 case Beat():
                     pass
                 case _:
                     logger.error("the agent sent what only the supervisor says: %s", type(message).__name__)
+
+    def _hold_connection(self, descriptor: int | None) -> None:
+        """Keep this one and close the one before, whose session ends if the agent has closed it, too."""
+        before, self._held_connection = self._held_connection, descriptor
+        if before is not None:
+            os.close(before)
 
     async def _tell_agent(self) -> None:
         loop = asyncio.get_running_loop()
@@ -247,6 +262,13 @@ async def _start_agent(channel: socket.socket, health: socket.socket) -> asyncio
         pass_fds=(channel.fileno(), health.fileno()),
         start_new_session=True,  # a Ctrl-C at the terminal is the supervisor's to handle
     )
+
+
+async def _hear_out(listening: asyncio.Task[None]) -> None:
+    """Let what an agent sent before it ended be read: it ends with the end of the stream."""
+    await asyncio.wait({listening}, timeout=LAST_WORDS_SECONDS)
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

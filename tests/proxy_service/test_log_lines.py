@@ -334,6 +334,8 @@ def test_refused_client_is_logged_with_user_and_address(printed: io.StringIO) ->
         ("ERROR C-0x5: db/function@10.0.0.7:1 password authentication failed", "WARNING"),
         ("LOG C-0x5: db/function@10.0.0.7:1 closing because: client close request (age=2s)", "DEBUG"),
         ("LOG S-0x5: db/role@10.0.0.7:1 closing because: server lifetime over (age=900s)", "DEBUG"),
+        ("LOG S-0x5: db/role@10.0.0.7:1 closing because: too many servers in the pool (age=9s)", "DEBUG"),
+        ("LOG RELOAD command issued", "DEBUG"),
         ("LOG S-0x5: db/role@10.0.0.7:1 closing because: connect failed (age=0s)", "WARNING"),
         ("LOG S-0x5: db/role@10.0.0.7:1 new connection to server (from 10.0.0.1:2)", "INFO"),
     ],

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -16,6 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy import metrics
+from emberpool_proxy.agent.budget_reading import FleetView, PoolKey, PoolUse, Session
+from emberpool_proxy.agent.budget_reading import Reading as BudgetReading
+from emberpool_proxy.agent.budget_status import BudgetStatus
+from emberpool_proxy.agent.decide import Decision
 from emberpool_proxy.health import Health
 from emberpool_proxy.metrics import CLOUDWATCH_METRICS, METRICS, Counts
 from emberpool_proxy.pgbouncer.log_lines import (
@@ -129,6 +134,7 @@ async def test_every_metric_that_is_known_is_on_the_page(bare: BarePgbouncer) ->
         counts.set(metrics.CREDENTIALS_AGE, 12.0, "database")
         counts.set(metrics.CERTIFICATE_SECONDS_LEFT, 3600)
         counts.set(metrics.PEERS, 4)
+        seen.health.budget = of_a_fleet()
         text = (await seen.get("/metrics"))[1]
     for metric in METRICS:
         family = metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name
@@ -176,6 +182,103 @@ def test_names_follow_prometheus_rules() -> None:
         assert (metric.kind == "counter") == metric.name.endswith("_total")
         assert metric.unit in metric.name
         assert metric.help.endswith(".")
+
+
+# --- the budget
+
+
+@dataclass
+class Counted:
+    slots_taken: int = 9
+    slots_given: int = 5
+    times_lost: int = 1
+
+
+def of_a_fleet(is_connected: bool = True, **changes: int) -> BudgetStatus:
+    """Return how a task with 4 slots of 20 stands: of a budget of 30 for at most 2 tasks with a floor of 3 each."""
+    settings = some_settings(max_server_connections=30, most_tasks_alive=2, floor_connections=3)
+    others = (Session(12, slots=6, floor=3, missing=1),)
+    view = {
+        "slots": 18,
+        "pool_connections": 15,
+        "promised_slots": 20,
+        "smallest_claim": 20,
+        "database_has_room_for": 18,
+    }
+    fleet = FleetView(at=0.0, own=Session(11, slots=4, floor=3), others=others, free=(10, 11), **{**view, **changes})
+    pools = {
+        PoolKey(0, "a"): PoolUse(limit=5, servers=5, busy=4, waiting=2, max_wait_seconds=0.25),
+        PoolKey(1, "a"): PoolUse(limit=2, servers=1, busy=1, waiting=0),
+    }
+    held = frozenset(range(4)) if is_connected else frozenset()
+    reading = BudgetReading(0.0, pools, held, is_connected=is_connected, fleet=fleet)
+    return BudgetStatus.of(settings, reading, Decision({}, missing=2, wants_connection=True), Counted())
+
+
+def values_of(budget: BudgetStatus | None, **changes: object) -> dict[str, float]:
+    samples = Samples(some_settings(**changes), Health(is_answering=True, budget=budget), Counts())
+    return {name: value for name, labels, value in samples.current() if not labels}
+
+
+def test_budget_of_a_fleet_is_numbers() -> None:
+    """Each fact of the last step is a metric: what the task has and lacks, and what the database told of the fleet."""
+    values = values_of(of_a_fleet())
+    expected = {
+        metrics.MAX_SERVER_CONNECTIONS: 7,
+        metrics.BUDGET_CONNECTIONS: 30,
+        metrics.BUDGET_FLOOR: 3,
+        metrics.BUDGET_LIMIT: 7,
+        metrics.BUDGET_SLOTS_HELD: 4,
+        metrics.BUDGET_MISSING: 2,
+        metrics.BUDGET_CONNECTION_MISSING: 0,
+        metrics.BUDGET_SLOTS_PROMISED: 20,
+        metrics.BUDGET_SLOTS: 18,
+        metrics.BUDGET_SLOTS_FREE: 2,
+        metrics.BUDGET_TASKS: 2,
+        metrics.BUDGET_FLEET_CONNECTIONS: 15,
+        metrics.BUDGET_EXCESS: 0,
+        metrics.BUDGET_SHORT_BY: 2,
+        metrics.BUDGET_CLAIM_CONFLICT: 0,
+        metrics.BUDGET_SLOTS_TAKEN: 9,
+        metrics.BUDGET_SLOTS_GIVEN: 5,
+        metrics.BUDGET_CONNECTIONS_LOST: 1,
+    }
+    assert {name: values[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "value"),
+    [
+        ({"smallest_claim": 12}, metrics.BUDGET_CLAIM_CONFLICT, 1),
+        ({"smallest_claim": 25}, metrics.BUDGET_CLAIM_CONFLICT, 0),
+        ({"database_has_room_for": 20}, metrics.BUDGET_SHORT_BY, 0),
+        ({"database_has_room_for": -4}, metrics.BUDGET_SHORT_BY, 24),
+        ({"pool_connections": 18}, metrics.BUDGET_EXCESS, 2),
+    ],
+)
+def test_each_fault_of_the_budget_has_its_number(change: dict[str, int], name: str, value: float) -> None:
+    """Another deployment's smaller promise, a database without the room and connections of a dead task are seen."""
+    assert values_of(of_a_fleet(**change))[name] == value
+
+
+def test_lost_control_connection_is_seen_and_old_news_of_the_fleet_are_not() -> None:
+    """Without its control connection a task has its floor, an alarm, and no numbers of a fleet that has changed."""
+    values = values_of(of_a_fleet(is_connected=False))
+    assert (values[metrics.BUDGET_CONNECTION_MISSING], values[metrics.MAX_SERVER_CONNECTIONS]) == (1, 3)
+    assert not {metrics.BUDGET_SLOTS, metrics.BUDGET_SLOTS_FREE, metrics.BUDGET_SHORT_BY} & set(values)
+
+
+def test_task_that_is_alone_has_no_numbers_of_a_shared_budget() -> None:
+    """It may have its whole budget; nothing is shared, so nothing is there to alarm on."""
+    values = values_of(None)
+    assert values[metrics.MAX_SERVER_CONNECTIONS] == 3
+    assert not [name for name in values if name.startswith("emberpool_budget_")]
+
+
+def test_shared_budget_is_not_counted_once_for_each_task() -> None:
+    """Before its first step a task of a fleet may have its floor, not the whole fleet's budget."""
+    values = values_of(None, max_server_connections=30, most_tasks_alive=2, floor_connections=3)
+    assert values[metrics.MAX_SERVER_CONNECTIONS] == 3
 
 
 # --- CloudWatch
@@ -236,6 +339,19 @@ def test_counters_are_what_happened_in_the_minute() -> None:
     one, two = emf_lines(first, restarted)
     assert (one["Transactions"], one["TransactionTime"], one["ClientLoginFailures"]) == (100, 5.0, 3)
     assert (two["Transactions"], two["ClientLoginFailures"], two["PgbouncerRestarts"]) == (7, 0, 1)
+
+
+def test_budget_is_in_cloudwatch() -> None:
+    """What alarms are made of is in the line of a task that shares a budget, and in no other's."""
+
+    def share(health: Health, _: Counts) -> None:
+        health.budget = of_a_fleet(smallest_claim=12)
+
+    alone, shared = emf_lines(lambda *_: None, share)
+    names = {"BudgetMissing", "BudgetSlotsFree", "BudgetConnectionsShort", "BudgetClaimConflict"}
+    assert [shared[name] for name in sorted(names)] == [1, 2, 2, 2]
+    assert (shared["BudgetControlConnectionMissing"], shared["MaxServerConnections"]) == (0, 7)
+    assert not [name for name in alone if name.startswith("Budget")]
 
 
 def test_what_is_unknown_is_left_out() -> None:

@@ -11,12 +11,20 @@ import pytest
 
 from emberpool_local.postgres.program import wheel_postgres
 from emberpool_local.postgres.server import EmbeddedPostgres
+from emberpool_proxy.pgbouncer.session_state import CONNECT_QUERY
 
 from .conftest import DATABASE, DATABASE_PASSWORD, DATABASE_USER, Proxy, wait_until
 
 MakeProxy = Callable[..., Proxy]
 Connection = psycopg.Connection[Any]
 OTHER_ROLE = "other_role"
+KEEPALIVES = (
+    "tcp_keepalives_idle",
+    "tcp_keepalives_interval",
+    "tcp_keepalives_count",
+    "tcp_user_timeout",
+    "client_connection_check_interval",
+)
 
 
 @dataclass(frozen=True)
@@ -201,6 +209,22 @@ def test_backend_whose_client_vanished_is_ended(
         wait_until("the statement did not run", lambda: superuser.execute(count).fetchone()[0])
         client.close()
         wait_until("the statement outlived its client", lambda: not superuser.execute(count).fetchone()[0])
+
+
+@pytest.mark.parametrize("policy", ["tracking_proxy", "resetting_proxy"])
+def test_server_soon_notices_a_task_that_vanished(request: pytest.FixtureRequest, policy: str) -> None:
+    """A server connection has the keepalives that end its backend before the task's control connection ends."""
+    with connected(request.getfixturevalue(policy)) as client:
+        for _ in range(2):  # before and after a reset
+            found = [seen(client, f"show {name}") for name in KEEPALIVES]
+            assert found == ["5", "2", "3", "10000", "500ms"]
+
+
+def test_connect_query_leaves_out_what_an_older_server_lacks(database: EmbeddedPostgres) -> None:
+    """A parameter that the server does not know is no error: PgBouncer could not log in."""
+    query = CONNECT_QUERY.replace("tcp_user_timeout", "tcp_unknown_here")
+    with psycopg.connect(database.conninfo(), autocommit=True) as superuser:
+        assert len(superuser.execute(query.encode()).fetchall()) == len(KEEPALIVES) - 1
 
 
 def test_idle_transaction_is_ended(make_proxy: MakeProxy) -> None:

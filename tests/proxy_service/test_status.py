@@ -13,6 +13,7 @@ import pytest
 from emberpool_local.host.ports import free_port
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
+from emberpool_proxy.agent.budget_status import BudgetStatus
 from emberpool_proxy.telemetry.status_view import COLUMNS, Look, text_of, view
 
 from .bare_pgbouncer import (
@@ -169,3 +170,53 @@ async def test_proxy_that_is_not_ready_says_why() -> None:
     assert not shown.is_ready
     assert text_of(shown).splitlines()[0].endswith("not ready: draining; pgbouncer does not answer")
     assert COLUMNS[0] not in text_of(shown).splitlines()[-1]
+
+
+SHARING = BudgetStatus(
+    state="sharing",
+    budget=30,
+    floor=3,
+    limit=7,
+    slots_held=4,
+    servers=6,
+    missing=2,
+    is_connected=True,
+    slots_promised=20,
+    slots=18,
+    slots_free=8,
+    tasks=2,
+    short_by=2,
+)
+
+
+@pytest.mark.parametrize(
+    ("budget", "at_most", "words"),
+    [
+        (SHARING, 7, "7 of 30: floor 3 + 4 slots; 8 of 18 slots free, 2 tasks; could use 2 more"),
+        (BudgetStatus("asleep", 30, 3, 3, slots_promised=20), 3, "asleep, nobody works: it holds no slot of 20"),
+        (BudgetStatus("lost", 30, 3, 3, slots_promised=20), 3, "no control connection: it serves with its floor of 3"),
+    ],
+)
+async def test_budget_is_one_line_and_one_for_each_fault(budget: BudgetStatus, at_most: int, words: str) -> None:
+    """What the task has of the fleet's budget, and what is wrong with it, are facts; the document has all of it."""
+    async with observed() as seen:
+        seen.health.budget = budget
+        document = json.loads((await seen.get("/status"))[1])
+    facts = view(Look(document, at=0.0)).facts
+    first, *faults = [value for name, value in facts if name == "budget"]
+    assert first.startswith(words)
+    assert [fault[:37] for fault in faults] == (["the database has room for 2 connectio"] if budget.short_by else [])
+    assert ("servers", f"0 of at most {at_most}") in facts
+    assert document["budget"] == budget.document()
+
+
+async def test_task_that_is_alone_has_no_line_for_the_budget() -> None:
+    """Where nothing is shared there is nothing to say; nor for a proxy of a version before there was a budget."""
+    async with observed() as seen:
+        document = seen.telemetry.status.document()
+    assert document["budget"]["state"] == "alone"
+    facts = view(Look(document, at=0.0)).facts
+    assert ("servers", "0 of at most 3") in facts
+    assert "budget" not in dict(facts)
+    del document["budget"]
+    assert view(Look(document, at=0.0)).facts == facts

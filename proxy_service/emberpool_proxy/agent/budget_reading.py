@@ -52,6 +52,10 @@ class FleetView:
     promised_slots: int  # what this task's settings say
     smallest_claim: int  # the least that any task's settings say: two deployments of one name disagree when it is less
     database_has_room_for: int  # slots that fit below the database's own limit now
+    least_room_for: int = 0  # the same with `reserved_connections` alone; below 0: not even the floors fit
+    # Server connections of other tasks above what each may have, where the database shows whose they are (by address).
+    # None: it does not, and the sum of all is all that is known: what one may have and has not opened hides another's.
+    others_excess: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +70,4 @@ class Reading:
     is_draining: bool = False
     fleet: FleetView | None = None  # the last one of this control connection; None before the first
     taken_now: int | None = None  # how many of the slots that were asked for in the step before were got
+    is_anybody_hungry: bool | None = None  # the answer to Decision.wants_hunger; None: it was not asked

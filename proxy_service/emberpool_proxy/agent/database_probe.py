@@ -31,17 +31,26 @@ SAID_NO = re.compile(r"FATAL:|SSL|authentication|SCRAM|channel binding")
 
 
 class DatabaseProbe:
-    """Asks the database of `settings`. `credentials` is called for each login and returns (user, password)."""
+    """Asks the database of `settings`. `credentials` is called for each login and returns (user, password).
 
-    def __init__(self, settings: ProxySettings, credentials: Callable[[], tuple[str, str]]) -> None:
+    `turn` is shared with whoever else logs in for the agent: the budget has one such connection a task.
+    """
+
+    def __init__(
+        self,
+        settings: ProxySettings,
+        credentials: Callable[[], tuple[str, str]],
+        turn: asyncio.Lock | None = None,
+    ) -> None:
         self._settings = settings
+        self._turn = turn or asyncio.Lock()
         self._credentials = credentials
         self._resolutions: deque[frozenset[str]] = deque(maxlen=KEPT_RESOLUTIONS)
 
     async def ask(self) -> tuple[Answer, str]:
         """Return what the database answers within PROBE_DEADLINE_SECONDS, and its words if it is not well."""
         try:
-            async with asyncio.timeout(PROBE_DEADLINE_SECONDS):
+            async with asyncio.timeout(PROBE_DEADLINE_SECONDS), self._turn:
                 connection = await self._connect()
                 try:
                     return answer_of(await (await connection.execute(QUESTION)).fetchone()), ""

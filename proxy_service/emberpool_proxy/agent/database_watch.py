@@ -61,10 +61,11 @@ class DatabaseWatch:
         engines: PoolEngines,
         health: Health,
         credentials_for_probe: Callable[[], tuple[str, str]],
+        login_turn: asyncio.Lock | None = None,
     ) -> None:
         self._engines = engines
         self._health = health
-        self._probe = DatabaseProbe(settings, credentials_for_probe)
+        self._probe = DatabaseProbe(settings, credentials_for_probe, login_turn)
         self._gates = {engine.index: Gate(engines, engine) for engine in engines.all}
         self._transactions: dict[int, int] = {}
         self._state = DatabaseState(

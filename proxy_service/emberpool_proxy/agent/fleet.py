@@ -12,6 +12,7 @@ import random
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -132,6 +133,11 @@ class Fleet:
             self._hear(report, request.remote)
         now = asyncio.get_running_loop().time()
         return web.Response(body=self._membership.report(self._own, now).encoded(), content_type="application/json")
+
+    def describe(self) -> dict[str, Any]:
+        """Return where this task and the others that it knows answer, for /status and /fleet."""
+        own = _as_json((self._host, self._settings.health_port)) if self._host else None
+        return {"address": own, "members": [_as_json(member.address) for member in self._membership.members()]}
 
     # --- the ids
 
@@ -256,6 +262,11 @@ async def _body(content: aiohttp.StreamReader) -> bytes:
         if len(body) > LONGEST_REPORT_BYTES:
             break  # what decodes it refuses it
     return bytes(body)
+
+
+def _as_json(address: Address) -> dict[str, Any]:
+    host, port = address
+    return {"host": host, "health_port": port}
 
 
 def _address(text: str) -> Address:

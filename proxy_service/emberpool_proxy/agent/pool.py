@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import psycopg
 from aiohttp import web
 
 from emberpool_proxy import metrics
+from emberpool_proxy.agent.budget import Budget
+from emberpool_proxy.agent.budget_limits import Limits
 from emberpool_proxy.agent.database_watch import DatabaseWatch
 from emberpool_proxy.agent.drain import Drain
 from emberpool_proxy.agent.engines import Engine, Engines
@@ -23,6 +27,7 @@ from emberpool_proxy.agent.fleet import PEERS_PATH, Fleet
 from emberpool_proxy.agent.refusals import Refusals
 from emberpool_proxy.agent.registration import Registration
 from emberpool_proxy.agent.rendering import Known, Rendering
+from emberpool_proxy.agent.slots import Slots
 from emberpool_proxy.agent.state_file import AgentState
 from emberpool_proxy.agent.stuck_cancels import move_stuck_cancels
 from emberpool_proxy.agent.watch import watch_engines
@@ -30,10 +35,10 @@ from emberpool_proxy.aws import AwsCalls
 from emberpool_proxy.credentials.client_specs import client_specs
 from emberpool_proxy.credentials.gate import LoginGate
 from emberpool_proxy.credentials.gate_state import SLEEP_SHARE
-from emberpool_proxy.credentials.probe import Verdict
+from emberpool_proxy.credentials.probe import LoginProbe, Verdict
 from emberpool_proxy.credentials.snapshot import Snapshot
 from emberpool_proxy.credentials.watch import Credentials
-from emberpool_proxy.errors import ProxyError
+from emberpool_proxy.errors import ProxyError, RunFolderUnusable
 from emberpool_proxy.first_to_end import first_to_end
 from emberpool_proxy.health import Health, serve_health
 from emberpool_proxy.log import logger
@@ -55,7 +60,13 @@ class Pool:
     """All parts of one task's agent. `state` is an earlier agent's when PgBouncer went on without one."""
 
     def __init__(
-        self, settings: ProxySettings, engines: Engines, health: Health, state: AgentState, folder: RunFolder
+        self,
+        settings: ProxySettings,
+        engines: Engines,
+        health: Health,
+        state: AgentState,
+        folder: RunFolder,
+        hold: Callable[[int | None], None],
     ) -> None:
         self._settings = settings
         self._engines = engines
@@ -72,7 +83,14 @@ class Pool:
             settings.server_idle_seconds * SLEEP_SHARE,
             settings.agent_tick_seconds,
         )
-        self._credentials = Credentials(settings, self._aws, hold=self._login_gate, earlier_users=state.client_users)
+        login_turn = asyncio.Lock()  # one login of the agent's own at a time: the budget counts it
+        self._credentials = Credentials(
+            settings,
+            self._aws,
+            probe=LoginProbe(settings, login_turn),
+            hold=self._login_gate,
+            earlier_users=state.client_users,
+        )
         self._own_authority = OwnAuthority(kept=state.own_authority)
         self._certificate = (
             None
@@ -84,13 +102,17 @@ class Pool:
         self._fleet = Fleet(settings)
         engines.on_attached(self._begin)
         self._refusals = Refusals(engines, lambda: self._credentials.client_names)
+        self._hold = hold
+        limits = Limits(settings, engines, self._rendering)
+        self._budget = Budget(settings, limits, self._slots(), health, self, state.control_session, login_turn)
         self._drain = Drain(settings, engines, health, Registration(settings, self._aws))
         self._telemetry = Telemetry(settings, health)
         self._telemetry.status.add("certificate", self._describe_certificate)
         self._telemetry.status.add("peers", self._describe_peers)
+        self._telemetry.status.add("fleet", self._fleet.describe)
         self._telemetry.status.add("credentials", self._describe_credentials)
         self._read_at = 0.0  # when the credentials in use were read
-        self._database_watch = DatabaseWatch(settings, engines, health, self._probe_login)
+        self._database_watch = DatabaseWatch(settings, engines, health, self._probe_login, login_turn)
         self._database_tls = DatabaseTlsFaults(settings)
         for callback in (
             self._telemetry.counts.count_event,
@@ -113,6 +135,7 @@ class Pool:
         (snapshot, certificate), first_peer_id = await asyncio.gather(self._load(), self._fleet.choose_identity())
         self._rendering.start_with(snapshot, certificate, first_peer_id)
         self._keep_state()
+        await self._budget.check()
 
     async def keep(self) -> None:
         """Keep the pool as it should be until cancelled."""
@@ -125,6 +148,7 @@ class Pool:
             self._keep_known(),
             self._refusals.run(self._new_refusals),
             self._login_gate.run(),
+            self._budget.run(),
             self._database_watch.run(),
             self._telemetry.run(),
             self._keep_gauges(),
@@ -136,8 +160,21 @@ class Pool:
 
     async def close(self) -> None:
         """Close what is open; PgBouncer goes on."""
+        await self._budget.close()
         await self._engines.close()
         await self._aws.close()
+
+    def hold(self, descriptor: int | None) -> None:
+        """Have the supervisor keep a duplicate of the control connection's socket, or drop it."""
+        self._hold(descriptor)
+
+    def keep_session(self, process_id: int) -> None:
+        """Write down which backend holds this task's slots."""
+        self._state = replace(self._state, control_session=process_id)
+        try:
+            self._state.write(self._folder)
+        except RunFolderUnusable as error:
+            logger.error("%s; an agent that starts again could not take over the slots", error)
 
     async def _load(self) -> tuple[Snapshot, CertificateFiles | None]:
         """Read credentials and certificate. Raises ProxyError."""
@@ -169,12 +206,28 @@ class Pool:
         await first_to_end(*parts)
 
     async def _begin(self, engine: Engine) -> None:
+        await self._budget.begin()
         snapshot = self._rendering.known.snapshot
         await log_in_first(self._engines, engine, snapshot.entries if snapshot else (), self._prove)
         await self._login_gate.close_first(engine)
 
     async def _prove(self, entry: str) -> Verdict:
+        self._budget.wake()  # somebody waits, or will: the pool is about to be used
         return await self._credentials.prove(entry)
+
+    def _slots(self) -> Slots | None:
+        if not self._settings.shares_budget:
+            return None
+        return Slots(self._settings, socket.gethostname(), self._control_login, self._roles)
+
+    def _control_login(self) -> tuple[str, str]:
+        if self._rendering.known.snapshot is None:
+            raise psycopg.OperationalError("the login at the database is not known yet")
+        return self._probe_login()
+
+    def _roles(self) -> frozenset[str]:
+        snapshot = self._rendering.known.snapshot
+        return frozenset(snapshot.entries.values()) if snapshot else frozenset()
 
     async def _take_over(self, snapshot: Snapshot, certificate: CertificateFiles | None) -> None:
         await self._rendering.change(

@@ -9,7 +9,10 @@ from psycopg.rows import tuple_row
 from emberpool_proxy.pgbouncer.agent_connection import AgentConnection
 from emberpool_proxy.pgbouncer.config import AGENT_USER
 
-PROBE_NAME = "emberpool-probe"  # as pg_stat_activity shows the agent's own questions
+# As pg_stat_activity shows the agent's own questions: by a login of its own, and over a connection of the pool. The
+# budget does not count what begins with "emberpool-" as the pool's.
+PROBE_NAME = "emberpool-probe"
+POOL_PROBE_NAME = "emberpool pool probe"
 CONNECT_SECONDS = 10
 
 
@@ -31,7 +34,7 @@ class PoolConnection(AgentConnection):
             dbname=database,
             autocommit=True,
             prepare_threshold=None,
-            application_name=PROBE_NAME,
+            application_name=POOL_PROBE_NAME,
             connect_timeout=CONNECT_SECONDS,
             gssencmode="disable",
             sslmode="disable",

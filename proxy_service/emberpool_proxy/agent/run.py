@@ -8,7 +8,16 @@ import socket
 from emberpool_proxy.agent.engines import Engines
 from emberpool_proxy.agent.pool import Pool
 from emberpool_proxy.agent.state_file import AgentState
-from emberpool_proxy.control import BEAT_SECONDS, Beat, Channel, EnginesAre, LogLine, StartEngines
+from emberpool_proxy.control import (
+    BEAT_SECONDS,
+    Beat,
+    Channel,
+    DropConnection,
+    EnginesAre,
+    HoldConnection,
+    LogLine,
+    StartEngines,
+)
 from emberpool_proxy.first_to_end import first_to_end
 from emberpool_proxy.health import Health
 from emberpool_proxy.log import logger
@@ -72,7 +81,7 @@ class Agent:
         earlier = AgentState.read(folder.path) if first.is_started else None
         state = earlier or AgentState.new()
         engines = Engines(self._settings, state.agent_password, self._channel)
-        pool = Pool(self._settings, engines, self._health, state, folder)
+        pool = Pool(self._settings, engines, self._health, state, folder, self._hold)
         try:
             async with pool.serve(self._health_socket):
                 if earlier:
@@ -85,6 +94,12 @@ class Agent:
                 await first_to_end(pool.keep(), self._drain(pool))
         finally:
             await pool.close()
+
+    def _hold(self, descriptor: int | None) -> None:
+        if descriptor is None:
+            self._channel.send(DropConnection())
+        else:
+            self._channel.send(HoldConnection(), descriptor)
 
     async def _drain(self, pool: Pool) -> None:
         await self._draining.wait()

@@ -21,6 +21,7 @@ class AgentState:
     agent_verifier: str = field(repr=False)
     first_peer_id: int = 0
     client_users: tuple[str, ...] = ()  # so that one who is removed later is locked, not forgotten
+    control_session: int = 0  # backend process of the control connection, whose locks are this task's slots; 0: none
     own_authority: str = field(default="", repr=False)  # the CA that signed the clients' certificate, if it is our own
 
     @classmethod

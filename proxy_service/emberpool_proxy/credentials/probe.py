@@ -12,7 +12,7 @@ from emberpool_proxy.credentials.snapshot import Login
 from emberpool_proxy.pgbouncer.config import SYSTEM_CA_FILE
 from emberpool_proxy.settings import ProxySettings
 
-APPLICATION_NAME = "emberpool-credentials"
+PROOF_NAME = "emberpool-credentials"  # as pg_stat_activity shows a login that is tried
 PROBE_SECONDS = 5.0
 # libpq gives no SQLSTATE for a failed login. Where the server speaks another language this does not match: UNKNOWN.
 REFUSED = re.compile(
@@ -31,17 +31,21 @@ class Verdict(Enum):
 
 
 class LoginProbe:
-    """Tries logins at the database of `settings`, with its TLS mode; each try ends within PROBE_SECONDS."""
+    """Tries logins at the database of `settings`, with its TLS mode; each try ends within PROBE_SECONDS.
 
-    def __init__(self, settings: ProxySettings) -> None:
+    `turn` is shared with whoever else logs in for the agent: the budget has one such connection a task.
+    """
+
+    def __init__(self, settings: ProxySettings, turn: asyncio.Lock | None = None) -> None:
         self._settings = settings
+        self._turn = turn or asyncio.Lock()
 
     async def __call__(self, login: Login) -> Verdict:
         """Return what the database says to a login. Never raises, never logs."""
         settings = self._settings
         verifies = settings.server_tls_mode.startswith("verify-")
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
+            async with asyncio.timeout(PROBE_SECONDS), self._turn:
                 connection = await psycopg.AsyncConnection.connect(
                     host=settings.database_host,
                     port=settings.database_port,
@@ -50,12 +54,12 @@ class LoginProbe:
                     password=login.password,
                     sslmode=settings.server_tls_mode,
                     sslrootcert=(settings.server_tls_ca_file or SYSTEM_CA_FILE) if verifies else "",
-                    application_name=APPLICATION_NAME,
+                    application_name=PROOF_NAME,
                     gssencmode="disable",
                     connect_timeout=int(PROBE_SECONDS),
                     autocommit=True,
                 )
-            await connection.close()
+                await connection.close()
         except psycopg.Error as error:
             return _verdict(str(error))
         except TimeoutError:

@@ -156,8 +156,13 @@ class AdminConsole:
         escaped = value.replace("'", "''")
         await self._run(f"SET {_name(name)} = '{escaped}'")
 
-    async def reload(self) -> None:
-        """Read the files again: settings, databases, peers, users, certificates."""
+    async def reload(self, ini: str | None = None) -> None:
+        """Read the files again: settings, databases, peers, users, certificates.
+
+        With `ini` PgBouncer reads that one instead of the file that it started with, now and later.
+        """
+        if ini:
+            await self.set("conffile", ini)
         await self._run("RELOAD")
 
     async def pause(self, database: str | None = None) -> None:

@@ -6,8 +6,10 @@ default that is changed here carries its reason.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from emberpool_proxy.credentials.snapshot import Snapshot
 from emberpool_proxy.pgbouncer.session_state import connect_query_option, session_lines
@@ -17,16 +19,25 @@ AGENT_USER = "emberpool_agent"  # the only user of the admin console, over the u
 ADMIN_DATABASE = "pgbouncer"
 SYSTEM_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 
-INI_FILE = "pgbouncer.ini"
+INI_FILE = "pgbouncer.ini"  # what PgBouncer starts with
 AUTH_FILE = "users.txt"
 HBA_FILE = "hba.conf"
 DATABASES_FILE = "databases.ini"
 PEERS_FILE = "peers.ini"
+# What a running PgBouncer reads at a RELOAD: the same with the limits that it has been given since.
+RUNNING_INI_FILE = "running.ini"
+RUNNING_DATABASES_FILE = "running-databases.ini"
 CERTIFICATE_FILE = "client.crt"
 KEY_FILE = "client.key"
 CLIENT_CA_FILE = "ca.crt"  # what clients on the same machine verify by; in the run folder itself
-AGENT_CONSOLES = 4  # they count as clients: what it watches by, and those of commands that block
+AGENT_CONSOLES = 6  # they count as clients: what it watches by, those of commands that block, and the limits' two
 PEER_POOL_SIZE = 4  # cancel requests are rare and short
+# Server connections of a pool whose PgBouncer has just started: backends of the one before may not have ended yet.
+START_LIMIT = 1
+LIMIT = "max_db_connections"  # 0 would mean none; of all pools of an entry: there is one, the role is forced
+POOL_SIZE = "default_pool_size"  # above it PgBouncer closes what is idle
+LIFETIME = "server_lifetime"
+SERVER_IDLE = "server_idle_timeout"
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,34 @@ class Peer:
 
 
 @dataclass(frozen=True)
+class RunningTerms:
+    """What a running PgBouncer was told since it started, and a RELOAD must not undo.
+
+    `limits` and `pool_sizes` are server connections by entry of [databases]; of an entry that is missing in `limits`
+    PgBouncer opens START_LIMIT, and its pool size is its limit unless said otherwise. Entries of `shrinking` close
+    their connections as soon as they are free and `shrink_seconds` old. `settings` stand in for those of the ini.
+    """
+
+    limits: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    pool_sizes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    shrinking: frozenset[str] = frozenset()
+    shrink_seconds: float = 0.0
+    settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def limit(self, entry: str) -> int:
+        """Return how many server connections the entry may have."""
+        return max(self.limits.get(entry, START_LIMIT), 1)
+
+    def pool_size(self, entry: str) -> int:
+        """Return PgBouncer's pool size for the entry."""
+        return max(self.pool_sizes.get(entry, self.limit(entry)), 1)
+
+    def lifetime(self) -> str:
+        """Return `server_lifetime` in seconds when nothing shrinks."""
+        return self.settings.get(LIFETIME, DEFAULT_LIFETIME)
+
+
+@dataclass(frozen=True)
 class RenderedConfig:
     """PgBouncer's files by name. `secret_files` must never be shown; the repr holds names only."""
 
@@ -61,34 +100,66 @@ def render(
     identity: EngineIdentity,
     peers: tuple[Peer, ...] = (),
     rejected: tuple[str, ...] = (),
+    terms: RunningTerms | None = None,
 ) -> RenderedConfig:
     """Return the files of one PgBouncer process; their paths are below its folder.
 
-    `rejected` are hba rows that come before all that let somebody in.
+    `rejected` are hba rows that come before all that let somebody in. Raises SettingsInvalid when there are too few
+    server connections for so many roles.
     """
+    _check_room(settings, len(snapshot.entries))
+    starting, running = RunningTerms(), terms or RunningTerms()
+    entries = snapshot.entries
     return RenderedConfig(
         files={
-            INI_FILE: _ini(settings, identity, snapshot),
+            INI_FILE: _ini(settings, identity, snapshot, DATABASES_FILE, starting),
+            RUNNING_INI_FILE: _ini(settings, identity, snapshot, RUNNING_DATABASES_FILE, running),
             AUTH_FILE: _auth_file(snapshot, identity.agent_verifier),
             HBA_FILE: _hba(settings, snapshot, rejected),
-            DATABASES_FILE: _databases(settings, snapshot),
+            DATABASES_FILE: render_databases(settings, entries, starting),
+            RUNNING_DATABASES_FILE: render_databases(settings, entries, running),
             PEERS_FILE: _peers(identity, peers),
         }
     )
 
 
-def server_connections(settings: ProxySettings, index: int) -> int:
-    """Return the share of PgBouncer process `index` of this task's server connections."""
-    share, rest = divmod(settings.max_server_connections, settings.pgbouncer_processes)
-    return share + (1 if index < rest else 0)
+def render_databases(settings: ProxySettings, entries: Mapping[str, str], terms: RunningTerms) -> str:
+    """Return the text of [databases] for `entries`, the role of each by its name. There is no secret in it."""
+    # No password here: with `password=` and SCRAM verifiers for clients the server login fails (1.24, 1.25).
+    return "".join(
+        f"{entry} = host={settings.database_host} port={settings.database_port} "
+        f"dbname={settings.database_name} user={role} {_entry_limits(entry, len(entries), terms)}"
+        f"{connect_query_option()}\n"
+        for entry, role in sorted(entries.items())
+    )
 
 
-def _ini(settings: ProxySettings, identity: EngineIdentity, snapshot: Snapshot) -> str:
+def timeouts(settings: ProxySettings, terms: RunningTerms) -> dict[str, str]:
+    """Return what is in force of the settings that `terms` may change: by their names, as PgBouncer wants them."""
+    defaults = {name: value for name, value, _ in CHANGED_DEFAULTS}
+    given = {**defaults, SERVER_IDLE: f"{settings.server_idle_seconds:g}", **terms.settings}
+    return {**given, LIFETIME: f"{terms.shrink_seconds:.6f}" if terms.shrinking else terms.lifetime()}
+
+
+def _entry_limits(entry: str, entries: int, terms: RunningTerms) -> str:
+    if entries == 1:
+        return ""  # what SET can change, at a hundredth of a RELOAD's price, must not stand here
+    # An entry's own lifetime has whole seconds only, so the short one is the ini's, and the others are kept from it.
+    is_spared = terms.shrinking and entry not in terms.shrinking
+    lifetime = f"{LIFETIME}={terms.lifetime()} " if is_spared else ""
+    return f"pool_size={terms.pool_size(entry)} {LIMIT}={terms.limit(entry)} {lifetime}"
+
+
+def _ini(
+    settings: ProxySettings, identity: EngineIdentity, snapshot: Snapshot, databases: str, terms: RunningTerms
+) -> str:
     run = settings.engine_path(identity.index)
-    share = server_connections(settings, identity.index)
+    # Of several entries each line says its own.
+    entry = next(iter(snapshot.entries)) if len(snapshot.entries) == 1 else ""
+    given = timeouts(settings, terms)
     lines = [
         "[databases]",
-        f"%include {run / DATABASES_FILE}",
+        f"%include {run / databases}",
         "",
         "[peers]",
         f"%include {run / PEERS_FILE}",
@@ -112,39 +183,33 @@ def _ini(settings: ProxySettings, identity: EngineIdentity, snapshot: Snapshot) 
         f"auth_hba_file = {run / HBA_FILE}",
         f"admin_users = {AGENT_USER}",
         "pool_mode = transaction",
-        f"default_pool_size = {share}",
-        # The budget: default_pool_size counts per user, this one all of an entry's; PgBouncer has none for all entries.
-        f"max_db_connections = {_share_of_entry(share, len(snapshot.entries))}",
+        f"{POOL_SIZE} = {terms.pool_size(entry)}",
+        f"{LIMIT} = {terms.limit(entry)}",
         f"max_client_conn = {settings.max_client_connections + AGENT_CONSOLES}",
         f"query_wait_timeout = {settings.query_wait_seconds:g}",
-        f"server_idle_timeout = {settings.server_idle_seconds:g}",
+        f"{SERVER_IDLE} = {given[SERVER_IDLE]}",
         f"query_timeout = {settings.query_timeout_seconds:g}",
         f"idle_transaction_timeout = {settings.idle_transaction_seconds:g}",
         # A login waits for the database too: PgBouncer greets nobody before it has one connection.
         f"client_login_timeout = {max(settings.client_login_seconds, settings.query_wait_seconds + 1):g}",
         *_tls(settings, run),
         *session_lines(settings),
-        *(f"{name} = {value}" for name, value, _ in CHANGED_DEFAULTS),
+        *(f"{name} = {given[name]}" for name, _, _ in CHANGED_DEFAULTS),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _share_of_entry(share: int, entries: int) -> int:
-    if entries > share:
+def _check_room(settings: ProxySettings, entries: int) -> None:
+    pools = settings.pgbouncer_processes * entries
+    # Each pool keeps one; in a fleet one that starts again has one more while the backends of before end.
+    least = 2 * pools - 1 if settings.shares_budget else pools
+    if settings.floor < least:
+        limit = "floor_connections" if settings.shares_budget else "max_server_connections"
         raise SettingsInvalid(
-            f"{variable('max_server_connections')} gives a PgBouncer process {share} connections for {entries} "
-            "database roles: each role's pool needs one; raise it, or have fewer roles or processes"
+            f"{variable(limit)} must be at least {least} for {entries} database roles in "
+            f"{settings.pgbouncer_processes} PgBouncer processes, got {settings.floor}: raise it, or have fewer roles "
+            "or processes"
         )
-    return share // max(entries, 1)
-
-
-def _databases(settings: ProxySettings, snapshot: Snapshot) -> str:
-    # No password here: with `password=` and SCRAM verifiers for clients the server login fails (1.24, 1.25).
-    return "".join(
-        f"{entry} = host={settings.database_host} port={settings.database_port} "
-        f"dbname={settings.database_name} user={role} {connect_query_option()}\n"
-        for entry, role in sorted(snapshot.entries.items())
-    )
 
 
 def _peers(identity: EngineIdentity, peers: tuple[Peer, ...]) -> str:
@@ -155,13 +220,14 @@ def _peers(identity: EngineIdentity, peers: tuple[Peer, ...]) -> str:
     )
 
 
+DEFAULT_LIFETIME = "900"
 # (setting, value, why it is not PgBouncer's default)
 CHANGED_DEFAULTS: tuple[tuple[str, str, str], ...] = (
     ("max_prepared_statements", "200", "protocol-level prepared statements work through transaction pooling"),
     ("listen_backlog", "4096", "5,000 logins at once take 0.6 s instead of 2-3 s"),
     ("server_login_retry", "0.1", "clients are down for the outage, not for 15 s more"),
     ("server_connect_timeout", "3", "a silent database host fails fast enough to be tried again"),
-    ("server_lifetime", "900", "connections follow a failover or a scaled database within 15 minutes"),
+    (LIFETIME, DEFAULT_LIFETIME, "connections follow a failover or a scaled database within 15 minutes"),
     ("client_idle_timeout", "3600", "an environment that vanished without FIN is forgotten"),
     ("dns_max_ttl", "2", "a failover changes the address behind the database's name"),
     ("tcp_keepidle", "900", "a frozen environment answers no probe: earlier ones would cut it off though it lives"),
@@ -181,6 +247,9 @@ def _tls(settings: ProxySettings, run: Path) -> list[str]:
         lines += [
             f"client_tls_cert_file = {run / CERTIFICATE_FILE}",
             f"client_tls_key_file = {run / KEY_FILE}",
+            # Without one PgBouncer tells every client the names of all the system's CAs, in case it has a certificate:
+            # 15 kB and a third of the CPU time of a handshake; and it takes 43 ms to read them at each RELOAD.
+            f"client_tls_ca_file = {run / CERTIFICATE_FILE}",
         ]
     lines.append(f"server_tls_sslmode = {settings.server_tls_mode}")
     if settings.server_tls_mode.startswith("verify-"):

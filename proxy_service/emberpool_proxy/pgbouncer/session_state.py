@@ -11,15 +11,26 @@ from __future__ import annotations
 from emberpool_proxy.settings import ProxySettings
 
 # A backend whose PgBouncer is gone, or whose client gave up, would otherwise run its statement to the end: a
-# connection that no PgBouncer counts. Since PostgreSQL 14; the condition lets older ones be.
+# connection that no PgBouncer counts.
 ORPHANS_END_AFTER_MS = 500
-_END_ORPHANS = (
-    f"set_config('client_connection_check_interval', '{ORPHANS_END_AFTER_MS}', false)",
-    "current_setting('server_version_num')::int >= 140000",
+# Of a task that vanished without a word the backends must end before its control connection's does (30 s there), for
+# that one's locks are the right to them: 5 + 3 x 2 s when idle, and 10 s for an answer that nobody acknowledges.
+_AT_CONNECT = (
+    ("client_connection_check_interval", str(ORPHANS_END_AFTER_MS)),
+    ("tcp_keepalives_idle", "5"),
+    ("tcp_keepalives_interval", "2"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "10000"),
 )
-CONNECT_QUERY = f"SELECT {_END_ORPHANS[0]} WHERE {_END_ORPHANS[1]}"
+# One statement, one round trip. What an older PostgreSQL lacks is left out (before 14 the first, before 12 the last);
+# on a unix socket the server takes the others and does nothing.
+CONNECT_QUERY = (
+    "SELECT set_config(name, value, false) FROM (VALUES "  # noqa: S608 (of our own constants)
+    + ", ".join(f"('{name}', '{value}')" for name, value in _AT_CONNECT)
+    + ") AS at_connect (name, value) WHERE current_setting(name, true) IS NOT NULL"
+)
 
-# DISCARD ALL, taken apart: it would switch the search for orphans off too, and cannot stand beside other statements.
+# DISCARD ALL, taken apart: it would undo CONNECT_QUERY too, and cannot stand beside other statements.
 # PgBouncer sees DEALLOCATE ALL and prepares the statements of its clients again.
 RESET_QUERY = "; ".join(
     (

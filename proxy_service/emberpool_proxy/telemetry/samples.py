@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from emberpool_proxy import metrics
+from emberpool_proxy.agent.budget_status import BudgetStatus
 from emberpool_proxy.health import Health
 from emberpool_proxy.metrics import Counts, Labels
 from emberpool_proxy.pgbouncer.rows import MICROSECONDS
@@ -12,6 +13,11 @@ from emberpool_proxy.settings import ProxySettings
 from emberpool_proxy.telemetry.readings import Reading
 
 Sample = tuple[str, Labels, float]  # metric, its labels' values, value
+
+
+def current_budget(settings: ProxySettings, health: Health) -> BudgetStatus:
+    """Return how this task stands with the budget now."""
+    return health.budget or BudgetStatus.before_the_first_step(settings, health.readings.values())
 
 
 class Samples:
@@ -25,6 +31,7 @@ class Samples:
     def current(self) -> Iterator[Sample]:
         """Yield every value that is known now; metrics without a value are left out."""
         yield from self._of_the_task()
+        yield from _of_the_budget(current_budget(self._settings, self._health))
         for reading in self._health.readings.values():
             yield from _of_a_process(reading)
         for (name, labels), value in self._counts.values().items():
@@ -37,11 +44,42 @@ class Samples:
         yield metrics.DRAINING, (), float(health.is_draining)
         yield metrics.PGBOUNCER_RESTARTS, (), health.restarts
         yield metrics.AGENT_RESTARTS, (), health.agent_restarts
-        yield metrics.MAX_SERVER_CONNECTIONS, (), settings.max_server_connections
         yield metrics.MAX_CLIENT_CONNECTIONS, (), settings.max_client_connections
         yield metrics.DATABASE_PAUSED, (), float(health.database == "paused")
         if health.database != "unknown":
             yield metrics.DATABASE_UP, (), float(health.database == "up")
+
+
+def _of_the_budget(budget: BudgetStatus) -> Iterator[Sample]:
+    yield metrics.MAX_SERVER_CONNECTIONS, (), budget.granted
+    if budget.state == "alone":
+        return  # it shares nothing: there is nothing to see or to alarm
+    yield metrics.BUDGET_CONNECTIONS, (), budget.budget
+    yield metrics.BUDGET_FLOOR, (), budget.floor
+    yield metrics.BUDGET_LIMIT, (), budget.limit
+    yield metrics.BUDGET_SLOTS_HELD, (), budget.slots_held
+    yield metrics.BUDGET_MISSING, (), budget.missing
+    yield metrics.BUDGET_CONNECTION_MISSING, (), float(budget.state == "lost")
+    yield metrics.BUDGET_SLOTS_PROMISED, (), budget.slots_promised
+    yield metrics.BUDGET_SLOTS_TAKEN, (), budget.slots_taken
+    yield metrics.BUDGET_SLOTS_GIVEN, (), budget.slots_given
+    yield metrics.BUDGET_CONNECTIONS_LOST, (), budget.times_lost
+    if budget.slots is not None:
+        yield from _of_the_fleet(budget)
+
+
+def _of_the_fleet(budget: BudgetStatus) -> Iterator[Sample]:
+    for name, value in (
+        (metrics.BUDGET_SLOTS, budget.slots),
+        (metrics.BUDGET_SLOTS_FREE, budget.slots_free),
+        (metrics.BUDGET_TASKS, budget.tasks),
+        (metrics.BUDGET_FLEET_CONNECTIONS, budget.pool_connections),
+        (metrics.BUDGET_EXCESS, budget.excess),
+        (metrics.BUDGET_SHORT_BY, budget.short_by),
+        (metrics.BUDGET_CLAIM_CONFLICT, float(budget.claim_conflict is not None)),
+    ):
+        if value is not None:
+            yield name, (), value
 
 
 def _of_a_process(reading: Reading) -> Iterator[Sample]:

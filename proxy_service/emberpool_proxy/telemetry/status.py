@@ -1,4 +1,4 @@
-"""What `/status` shows: pools, engines, peers, the database's state and how old the credentials are. No secret.
+"""What `/status` shows: pools, engines, budget, peers, the database's state, how old the credentials are. No secret.
 
 Owns the document's shape; how it is shown to people is status_view's.
 """
@@ -13,6 +13,7 @@ from emberpool_proxy.health import Health
 from emberpool_proxy.pgbouncer.rows import MICROSECONDS, PoolRow, StatsRow
 from emberpool_proxy.settings import ProxySettings
 from emberpool_proxy.telemetry.readings import Reading
+from emberpool_proxy.telemetry.samples import current_budget
 
 Describe = Callable[[], Any]
 MILLISECONDS = 1000
@@ -51,6 +52,8 @@ class Status:
                 "max_server_connections": settings.max_server_connections,
                 "max_client_connections": settings.max_client_connections,
             },
+            "clients": {"connected": health.client_connections, "waiting": health.clients_waiting},
+            "budget": current_budget(settings, health).document(),
             "restarts": {"pgbouncer": health.restarts, "agent": health.agent_restarts},
             "processes": [_process(reading) for reading in health.readings.values()],
             **{name: describe() for name, describe in self._parts.items()},

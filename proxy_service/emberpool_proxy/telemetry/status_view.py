@@ -34,6 +34,21 @@ COLUMNS = (
     "tx/s",
     "tx ms",
 )
+# Parts that have words of their own; what else is in the document is shown as it is.
+WORDED = {
+    "task",
+    "ready",
+    "reason",
+    "draining",
+    "database",
+    "limits",
+    "clients",
+    "budget",
+    "fleet",
+    "restarts",
+    "processes",
+}
+NAMES = 3  # the first columns are names, the rest are numbers
 # An HTTP proxy that the environment names must not be asked: the proxy is on this machine or near it.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -90,8 +105,42 @@ def text_of(shown: StatusView) -> str:
     widest = max(len(name) for name, _ in shown.facts)
     lines = [f"{name:<{widest}}  {value}" for name, value in shown.facts]
     if shown.rows:
-        lines += ["", *_aligned([COLUMNS, *shown.rows])]
+        lines += ["", *aligned([COLUMNS, *shown.rows], NAMES)]
     return "\n".join(lines)
+
+
+def aligned(rows: list[tuple[str, ...]], names: int) -> list[str]:
+    """Return rows as lines of text: the first `names` columns to the left, the others, numbers, to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < names else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def budget_warnings(budget: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the budget that a task describes, each with what to do."""
+    warnings = []
+    if short_by := budget["short_by"]:
+        warnings.append(
+            f"the database has room for {short_by} connections fewer than promised: raise its max_connections or lower "
+            "max_server_connections"
+        )
+    if (claim := budget["claim_conflict"]) is not None:
+        warnings.append(
+            f"another deployment with this budget's name promises {claim} slots and this one "
+            f"{budget['slots_promised']}: the smaller number counts; give both the same settings, or one another "
+            "budget_name"
+        )
+    if excess := budget["excess"]:
+        warnings.append(
+            f"{excess} server connections more than the tasks may have: of a task that is gone, or of a program with "
+            "the pool's role"
+        )
+    return warnings
 
 
 def show(url: str, as_json: bool = False, watch_seconds: float | None = None) -> None:
@@ -115,7 +164,8 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
     pools = [pool for process in document["processes"] for pool in process["pools"]]
     clients = sum(sum(pool["clients"].values()) for pool in pools)
     servers = sum(sum(pool["servers"].values()) for pool in pools)
-    known = {"task", "ready", "reason", "draining", "database", "limits", "restarts", "processes"}
+    budget = document.get("budget")  # a proxy of an earlier version has none
+    may_have = budget["floor"] + budget["slots_held"] if budget else limits["max_server_connections"]
     return [
         ("proxy", f"{document['task']}: {'ready' if document['ready'] else 'not ready: ' + document['reason']}"),
         (
@@ -124,10 +174,29 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
             + (", asleep" if database["asleep"] else ""),
         ),
         ("clients", f"{clients} of at most {limits['max_client_connections']}"),
-        ("servers", f"{servers} of at most {limits['max_server_connections']}"),
+        ("servers", f"{servers} of at most {may_have}"),
+        *(("budget", line) for line in (_budget_lines(budget) if budget else ())),
         ("restarts", f"pgbouncer {restarts['pgbouncer']}, agent {restarts['agent']}"),
-        *((name, _in_words(part)) for name, part in document.items() if name not in known),
+        *((name, _in_words(part)) for name, part in document.items() if name not in WORDED),
     ]
+
+
+def _budget_lines(budget: dict[str, Any]) -> list[str]:
+    floor, held = budget["floor"], budget["slots_held"]
+    match budget["state"]:
+        case "alone":
+            return []
+        case "asleep":
+            words = f"asleep, nobody works: it holds no slot of {budget['slots_promised']}, and no control connection"
+        case "lost":
+            words = f"no control connection: it serves with its floor of {floor}"
+        case _:
+            words = f"{floor + held} of {budget['budget']}: floor {floor} + {held} slots"
+            if budget["slots"] is not None:
+                words += f"; {budget['slots_free']} of {budget['slots']} slots free, {budget['tasks']} tasks"
+            if budget["missing"]:
+                words += f"; could use {budget['missing']} more"
+    return [words, *budget_warnings(budget)]
 
 
 def _row(process: dict[str, Any], pool: dict[str, Any], look: Look, before: Look | None) -> tuple[str, ...]:
@@ -168,15 +237,3 @@ def _in_words(part: Any) -> str:
     if isinstance(part, list):
         return "; ".join(_in_words(item) for item in part) or "none"
     return "none" if part is None else str(part)
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = 3  # names to the left, numbers to the right
-    return [
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -1,0 +1,126 @@
+"""`python -m benchmarks.fleet` (make bench-fleet): tasks that share one connection budget.
+
+How fast slots follow a burst, what skewed load gets of a shared budget, and what the coordination costs the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fleet import coordination, reaction, simulated, skew, tables
+from benchmarks.proxy.clients import allow_descriptors
+from benchmarks.proxy.tables import Line, as_json, show
+from rich.console import Console
+
+from emberpool_local.burst.machine import this_machine
+from emberpool_local.burst.results import Machine
+from emberpool_local.host.temp_folder import TempFolder
+from emberpool_local.pgbouncer.program import PgbouncerProgram, find_pgbouncer
+from emberpool_local.postgres.program import find_postgres
+
+PLAIN_WIDTH = 140  # of a pipe or a file
+PARTS = ("reaction", "skew", "cost", "simulated")
+DESCRIPTORS_PER_TASK = 4
+SPARE_DESCRIPTORS = 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    parts: tuple[str, ...]
+    repetitions: int
+    block_seconds: int
+    cost_seconds: float
+    tasks: tuple[int, ...]
+    simulated_tasks: int
+    output: Path | None
+
+
+def main() -> None:
+    """Measure, print, and write the JSON file."""
+    options = _options()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    allow_descriptors(options.simulated_tasks * DESCRIPTORS_PER_TASK + SPARE_DESCRIPTORS)
+    pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
+    machine = this_machine(str(find_postgres().version), ".".join(map(str, pgbouncer.version)))
+    console.print(_machine_line(machine), highlight=False)
+    began = time.monotonic()
+    with TempFolder("bench") as folder:
+        lines = _measured(options, pgbouncer, folder)
+    seconds = time.monotonic() - began
+    show(console, lines)
+    console.print(_method(options, seconds), highlight=False)
+    if options.output:
+        results: dict[str, Any] = {"machine": asdict(machine), "options": asdict(options) | {"output": None}}
+        results |= {"load_average": os.getloadavg(), "lines": as_json(lines), "seconds": round(seconds, 1)}
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
+    sys.exit(any(line.is_met is False for line in lines))
+
+
+def _measured(options: Options, pgbouncer: PgbouncerProgram, folder: Path) -> list[Line]:
+    parts: dict[str, Callable[[], list[Line]]] = {
+        "reaction": lambda: tables.reaction_lines(reaction.measure(pgbouncer, options.repetitions)),
+        "skew": lambda: tables.skew_lines(skew.measure(pgbouncer, options.repetitions, options.block_seconds, folder)),
+        "cost": lambda: tables.cost_lines(coordination.measure(pgbouncer, options.tasks, options.cost_seconds, folder)),
+        "simulated": lambda: tables.simulated_lines(simulated.measure(options.simulated_tasks, options.cost_seconds)),
+    }
+    return [line for part in options.parts for line in parts[part]()]
+
+
+def _machine_line(machine: Machine) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    return f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.system}; {versions}"
+
+
+def _method(options: Options, seconds: float) -> str:
+    return (
+        f"Medians; a goal is met when the median meets it. Reaction: {options.repetitions} bursts of each kind, on "
+        f"each task in turn. Skew: {options.repetitions} alternating blocks of {options.block_seconds} s by pgbench, "
+        f"{skew.CLIENTS} clients, a budget of {skew.BUDGET}, each transaction holds its connection for {skew.HOLD_MS} "
+        f"ms; the first {skew.LEAD_IN_SECONDS} s of a block are left out. Cost: {options.cost_seconds:g} s of each, "
+        "counted by pg_stat_statements and by the processes' CPU. Clients, tasks and database share this machine. Load "
+        f"average at the end {os.getloadavg()[0]:.1f}; measured in {seconds:.0f} s."
+    )
+
+
+def _options() -> Options:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__)
+    parser.add_argument("--only", choices=PARTS, action="append", help="may be given several times (default: all)")
+    parser.add_argument("--repetitions", type=_at_least_one, default=7, help="bursts and blocks (default 7)")
+    parser.add_argument("--block-seconds", type=_at_least_one, default=10, help="skew: each block (default 10)")
+    parser.add_argument("--cost-seconds", type=float, default=10.0, help="cost: each phase (default 10)")
+    parser.add_argument("--tasks", type=_at_least_one, nargs="+", default=[2, 10], help="cost: fleets (default 2 10)")
+    parser.add_argument("--simulated-tasks", type=_at_least_one, default=500, help="(default 500)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write all repetitions to this file (JSON)")
+    given = parser.parse_args()
+    if given.block_seconds <= skew.LEAD_IN_SECONDS:
+        parser.error(f"--block-seconds must be above {skew.LEAD_IN_SECONDS}, got {given.block_seconds}")
+    return Options(
+        parts=tuple(given.only or PARTS),
+        repetitions=given.repetitions,
+        block_seconds=given.block_seconds,
+        cost_seconds=given.cost_seconds,
+        tasks=tuple(given.tasks),
+        simulated_tasks=given.simulated_tasks,
+        output=given.output,
+    )
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    main()
