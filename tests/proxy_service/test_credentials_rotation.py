@@ -145,6 +145,9 @@ class Pool:
             raise AssertionError(f"{sentence}; the log:\n" + "\n".join(self.pgbouncer.log_lines()[-20:])) from None
 
 
+PGBOUNCER_DEFAULTS = {"server_lifetime": "3600", "server_idle_timeout": "600"}
+
+
 @asynccontextmanager
 async def kept_pool(
     program: PgbouncerProgram,
@@ -164,6 +167,10 @@ async def kept_pool(
             gate = LoginGate(
                 lambda: [engine],
                 lambda entry: credentials.prove(entry),  # noqa: PLW0108 (made below, with the gate)
+                lambda _, values: {
+                    name: ({**PGBOUNCER_DEFAULTS, **pgbouncer_settings}[name] if value is None else value)
+                    for name, value in values.items()
+                },
                 patience_seconds=1.0,
                 tick_seconds=0.2,
                 sleep_seconds=sleep_seconds,

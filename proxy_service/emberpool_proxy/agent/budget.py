@@ -102,7 +102,8 @@ class Budget:
         self._woken.set()
 
     async def close(self) -> None:
-        """Close the control connection. PgBouncer has ended by then, or is another agent's."""
+        """Close the control connection and the consoles. PgBouncer has ended by then, or is another agent's."""
+        await self._limits.close()
         if self._coordination:
             await self._coordination.close()
 

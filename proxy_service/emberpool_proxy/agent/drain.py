@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -116,7 +116,10 @@ def _time(text: str) -> datetime:
 
 
 class Drain:
-    """The drain of one task. `registration` is withdrawn first; all is over within `stop_seconds`."""
+    """The drain of one task. `registration` is withdrawn first; all is over within `stop_seconds`.
+
+    `stand_in` says what to SET, and has RELOADs leave it so: see Rendering.
+    """
 
     def __init__(
         self,
@@ -124,12 +127,14 @@ class Drain:
         engines: Engines,
         health: Health,
         registration: Withdrawable,
+        stand_in: Callable[[Engine, Mapping[str, str | None]], Mapping[str, str]],
         rng: random.Random | None = None,
     ) -> None:
         self._settings = settings
         self._engines = engines
         self._health = health
         self._registration = registration
+        self._stand_in = stand_in
         self._rng = rng or random.Random()  # noqa: S311 (jitter)
 
     async def run(self) -> None:
@@ -168,7 +173,7 @@ class Drain:
                 await asyncio.sleep(PROBE_SECONDS)  # it is being attached to
                 continue
             try:
-                await self._close_idle_clients(engine.console, until)
+                await self._close_idle_clients(engine, engine.console, until)
                 async with asyncio.timeout(CONSOLE_SECONDS):
                     await engine.console.shutdown_when_servers_are_free()
                 break
@@ -187,7 +192,7 @@ class Drain:
             # It ends, or hangs; stop_seconds bounds both.
             logger.debug("pgbouncer's console failed in the drain: %s", repr(error))
 
-    async def _close_idle_clients(self, console: AdminConsole, until: float) -> None:
+    async def _close_idle_clients(self, engine: Engine, console: AdminConsole, until: float) -> None:
         loop = asyncio.get_running_loop()
         step_seconds = self._settings.drain_seconds / STEPS
         step_seconds = min(max(step_seconds, SHORTEST_STEP_SECONDS), LONGEST_STEP_SECONDS)
@@ -198,5 +203,6 @@ class Drain:
                 if not idle and not busy:
                     return
                 last = choose(idle, busy, int(left / step_seconds), last, self._rng)
-                await console.set(IDLE_TIMEOUT, f"{last.idle_seconds:.4f}")
+                for name, value in self._stand_in(engine, {IDLE_TIMEOUT: f"{last.idle_seconds:.4f}"}).items():
+                    await console.set(name, value)
             await asyncio.sleep(min(step_seconds, left))

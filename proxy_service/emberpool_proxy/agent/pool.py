@@ -79,6 +79,7 @@ class Pool:
         self._login_gate = LoginGate(
             lambda: engines.all,
             self._prove,
+            self._rendering.stand_in,
             settings.query_wait_seconds / 2,
             settings.server_idle_seconds * SLEEP_SHARE,
             settings.agent_tick_seconds,
@@ -105,7 +106,7 @@ class Pool:
         self._hold = hold
         limits = Limits(settings, engines, self._rendering)
         self._budget = Budget(settings, limits, self._slots(), health, self, state.control_session, login_turn)
-        self._drain = Drain(settings, engines, health, Registration(settings, self._aws))
+        self._drain = Drain(settings, engines, health, Registration(settings, self._aws), self._rendering.stand_in)
         self._telemetry = Telemetry(settings, health)
         self._telemetry.status.add("certificate", self._describe_certificate)
         self._telemetry.status.add("peers", self._describe_peers)

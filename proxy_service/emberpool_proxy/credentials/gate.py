@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -30,9 +30,11 @@ PAUSE_SECONDS = 0.25  # a refresh must not make clients wait for somebody's long
 REFRESH_AGAIN_SECONDS = 30.0
 
 ACTIVE = "active"  # SHOW STATE, of a process that is neither paused nor suspended
-FOREVER = {"server_lifetime": "86400", "server_idle_timeout": "0"}
+FOREVER: Mapping[str, str | None] = {"server_lifetime": "86400", "server_idle_timeout": "0"}
 
 Prove = Callable[[str], Awaitable[Verdict]]
+# Says what to SET so that a setting has this value (None: the ini's), and has RELOADs leave it so: see Rendering.
+StandIn = Callable[[Any, Mapping[str, str | None]], Mapping[str, str]]
 
 
 class Engine(Protocol):
@@ -56,6 +58,7 @@ class LoginGate:
         self,
         engines: Callable[[], Iterable[Engine]],
         prove: Prove,
+        stand_in: StandIn,
         patience_seconds: float,
         sleep_seconds: float,
         tick_seconds: float = TICK_SECONDS,
@@ -63,6 +66,7 @@ class LoginGate:
     ) -> None:
         self._engines = engines
         self._prove = prove
+        self._stand_in = stand_in
         self._patience_seconds = patience_seconds
         self._tick_seconds = tick_seconds
         self._sleep_seconds = sleep_seconds
@@ -71,7 +75,7 @@ class LoginGate:
         self._waiting_since: dict[tuple[int, str], float] = {}
         self._begun = asyncio.Event()  # a process has begun: its first client should not wait for the next tick
         self._refused: set[str] = set()  # entries whose login is being mended
-        self._kept_settings: dict[int, dict[str, str]] = {}  # by process: what FOREVER stands in for
+        self._kept: set[int] = set()  # processes whose connections are kept, whatever their age
 
     async def hold(self, entries: frozenset[str]) -> None:
         """Keep the server connections that are logged in, whatever their age: while there is one, no client fails."""
@@ -83,25 +87,21 @@ class LoginGate:
         self._refused -= entries
         if self._refused:
             return
-        for engine in self._engines():
-            kept = self._kept_settings.get(engine.pid, {})
-            if engine.console and kept:
-                with contextlib.suppress(psycopg.Error, TimeoutError):
-                    async with asyncio.timeout(CONSOLE_SECONDS):
-                        for name, value in kept.items():
-                            await engine.console.set(name, value)
-        self._kept_settings.clear()
+        await self._say(dict.fromkeys(FOREVER), [engine for engine in self._engines() if engine.pid in self._kept])
+        self._kept.clear()
 
     async def _keep_servers(self) -> None:
-        for engine in self._engines():
+        engines = list(self._engines())
+        self._kept |= {engine.pid for engine in engines if engine.console}
+        await self._say(FOREVER, engines)
+
+    async def _say(self, values: Mapping[str, str | None], engines: Iterable[Engine]) -> None:
+        for engine in engines:
             if engine.console is None:
                 continue
             with contextlib.suppress(psycopg.Error, TimeoutError):
                 async with asyncio.timeout(CONSOLE_SECONDS):
-                    if engine.pid not in self._kept_settings:
-                        config = await engine.console.show_config()
-                        self._kept_settings[engine.pid] = {name: config[name].value for name in FOREVER}
-                    for name, value in FOREVER.items():
+                    for name, value in self._stand_in(engine, values).items():
                         await engine.console.set(name, value)
 
     async def close_first(self, engine: Engine) -> None:
@@ -120,7 +120,7 @@ class LoginGate:
                 next_tick = time.monotonic() + self._tick_seconds
                 self._forget_processes_that_ended()
                 if self._refused:
-                    await self._keep_servers()  # a RELOAD for another reason has ended it
+                    await self._keep_servers()  # a process that has begun meanwhile has not heard it
             for engine in self._engines():
                 try:
                     if engine.console and (is_tick or self._refused or await self._somebody_waits(engine)):
