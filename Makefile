@@ -52,7 +52,7 @@ deploy-local: dev node ## run the real cdk bootstrap and deploy against a simula
 	@$(BIN)/emberpool deploy-local $(ARGS)
 
 .PHONY: bench
-bench: bench-layer bench-proxy ## measure against what a user would pick instead, as ratios: all benchmarks
+bench: bench-layer bench-proxy bench-fleet ## measure against what a user would pick instead, as ratios: all benchmarks
 
 .PHONY: bench-layer
 bench-layer: dev ## measure the layer: warm path, cold start, import (ARGS="--json FILE" …)
@@ -61,6 +61,10 @@ bench-layer: dev ## measure the layer: warm path, cold start, import (ARGS="--js
 .PHONY: bench-proxy
 bench-proxy: dev ## measure the proxy: throughput, logins, memory, start (ARGS="--output FILE" …)
 	@$(BIN)/python -m benchmarks.proxy $(ARGS)
+
+.PHONY: bench-fleet
+bench-fleet: dev ## measure tasks that share one budget: reaction, skew, cost (ARGS="--only skew" …)
+	@$(BIN)/python -m benchmarks.fleet $(ARGS)
 
 .PHONY: docs
 docs: dev ## write the generated pages of docs/ again

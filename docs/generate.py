@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,8 +16,11 @@ from emberpool_proxy.settings import ProxySettings, variable
 FOLDER = Path(__file__).parent
 END = "<!-- end -->"
 sys.path.insert(0, str(FOLDER.parent / "infra"))  # our app is no part of the wheel
+# Read when aws_cdk is imported: jsii's banner about Node's age would hide what matters.
+os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "20")
 
 from emberpool_app.context import CONTEXT  # noqa: E402
+from emberpool_cdk.tuned_parameters import tuned_parameters  # noqa: E402
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -53,6 +57,10 @@ def generated() -> dict[str, str]:
         "context": table(
             ("context value", "default", "meaning"),
             ([f"`{row.name}`", f"`{row.default}`" if row.default else "", row.help] for row in CONTEXT),
+        ),
+        "parameters": table(
+            ("parameter", "value", "why"),
+            ([f"`{each.name}`", f"`{each.value}`", each.reason] for each in tuned_parameters()),
         ),
     }
 

@@ -27,7 +27,8 @@ SLOTS_PER_TASK = 2
 SPARE_CONNECTIONS = 60
 POOL = PoolKey(0, "bench")
 LONG_WAIT_SECONDS = 0.2
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 15.0  # many tasks look seldom, so that the database is not asked too much
+HUNGRY_SHARE = 10  # one of so many tasks wants, with the others like it, twice the slots
 CONNECT_AT_ONCE = 20
 LAG_SECONDS = 0.1
 
@@ -62,6 +63,9 @@ class ReckonedPool(Limits):
         """Return 0: nothing crashes here."""
         return 0
 
+    async def close(self) -> None:
+        """Have nothing to close."""
+
 
 class Forgetful:
     """Keeps nothing: no agent starts again here."""
@@ -95,11 +99,13 @@ def measure(tasks: int, seconds: float) -> dict[str, Cost]:
 
 async def _measure(database: Database, watch: Watch, tasks: int, seconds: float) -> dict[str, Cost]:
     found = {}
-    light, some, all_hungry = [1] * tasks, [], [FLOOR + 4 * SLOTS_PER_TASK] * tasks
-    some = [FLOOR + SLOTS_PER_TASK + 1 if number % 2 else 1 for number in range(tasks)]
+    light = [1] * tasks
+    some = [FLOOR + SLOTS_PER_TASK if number % 2 else 1 for number in range(tasks)]
+    # Those that want more are few, as a burst's are: all of them at once would be this one process's limit.
+    greedy = [FLOOR + 2 * HUNGRY_SHARE * SLOTS_PER_TASK if number % HUNGRY_SHARE == 0 else 1 for number in range(tasks)]
     async with running(database, tasks) as fleet:
         statements = Statements(watch)
-        for name, clients in ((AWAKE, light), (STEADY, some), (CONTENTION, all_hungry)):
+        for name, clients in ((AWAKE, light), (STEADY, some), (CONTENTION, greedy)):
             fleet.demand(clients)
             await asyncio.sleep(SETTLE_SECONDS)
             before, began = await asyncio.to_thread(statements.read), time.monotonic()
@@ -132,7 +138,15 @@ async def running(database: Database, tasks: int) -> AsyncIterator[SimulatedFlee
     fleet.demand([1] * tasks)
     roles, login = frozenset({access.user}), (access.user, access.password)
     budgets = [
-        Budget(settings, pool, Slots(settings, str(number), lambda: login, lambda: roles), Health(), Forgetful(), 0)
+        Budget(
+            settings,
+            pool,
+            Slots(settings, str(number), lambda: login, lambda: roles),
+            Health(),
+            Forgetful(),
+            0,
+            asyncio.Lock(),
+        )
         for number, pool in enumerate(fleet.pools)
     ]
     turn = asyncio.Semaphore(CONNECT_AT_ONCE)

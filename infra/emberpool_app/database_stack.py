@@ -9,7 +9,7 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_rds as rds
 from constructs import Construct
 
-from emberpool_cdk import PoolDatabase
+from emberpool_cdk import PoolDatabase, TunedParameterGroup
 
 ENGINE_VERSION = rds.PostgresEngineVersion.VER_17_9
 
@@ -34,7 +34,6 @@ class DatabaseStack(Stack):
     ) -> None:
         super().__init__(scope, construct_id, **stack)
         engine = rds.DatabaseInstanceEngine.postgres(version=ENGINE_VERSION)
-        parameters = {"max_connections": str(max_connections), "rds.force_ssl": "1"}
         instance = rds.DatabaseInstance(
             self,
             "Instance",
@@ -47,11 +46,11 @@ class DatabaseStack(Stack):
             database_name=database_name,
             allocated_storage=20,
             storage_encrypted=True,
-            parameter_group=rds.ParameterGroup(self, "Parameters", engine=engine, parameters=parameters),
+            parameter_group=TunedParameterGroup(self, "Parameters", engine=engine, max_connections=max_connections),
             publicly_accessible=False,
             # `cdk destroy` leaves nothing that costs money: this database is for trying things out.
             removal_policy=RemovalPolicy.DESTROY,
             deletion_protection=False,
             delete_automated_backups=True,
         )
-        self.database = PoolDatabase.from_instance(instance, max_connections=max_connections)
+        self.database = PoolDatabase.from_instance(instance)

@@ -8,15 +8,9 @@ from aws_cdk import Stack
 from aws_cdk import aws_ec2 as ec2
 from constructs import Construct
 
+from emberpool_cdk import add_pool_endpoints
+
 ZONES = 2
-# What Fargate and the function need from AWS. About 7.30 USD a month each and zone, 58 USD for four in two zones:
-# less than two NAT gateways (66 USD and their traffic), and nothing in the VPC can send data out. S3's is free.
-ENDPOINTS: dict[str, ec2.InterfaceVpcEndpointAwsService] = {
-    "EcrApi": ec2.InterfaceVpcEndpointAwsService.ECR,
-    "EcrDocker": ec2.InterfaceVpcEndpointAwsService.ECR_DOCKER,
-    "Logs": ec2.InterfaceVpcEndpointAwsService.CLOUDWATCH_LOGS,
-    "SecretsManager": ec2.InterfaceVpcEndpointAwsService.SECRETS_MANAGER,
-}
 
 
 class NetworkStack(Stack):
@@ -35,7 +29,4 @@ class NetworkStack(Stack):
                 ec2.SubnetConfiguration(name="Private", subnet_type=ec2.SubnetType.PRIVATE_ISOLATED, cidr_mask=20)
             ],
         )
-        # Image layers come from S3.
-        self.vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3, subnets=[self.subnets])
-        for name, service in ENDPOINTS.items():
-            self.vpc.add_interface_endpoint(name, service=service, subnets=self.subnets)
+        add_pool_endpoints(self.vpc, subnets=self.subnets)

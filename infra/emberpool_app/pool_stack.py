@@ -11,11 +11,11 @@ from constructs import Construct
 
 from emberpool_app.architecture import lambda_architecture
 from emberpool_app.context import AppContext
-from emberpool_cdk import PoolDatabase, PoolProxy, WarmConnectionLayer
+from emberpool_cdk import PoolDatabase, PoolMonitoring, PoolProxy, WarmConnectionLayer
 
 
 class PoolStack(Stack):
-    """PoolProxy, and a WarmConnectionLayer whose ARN is an output.
+    """PoolProxy with its dashboard and alarms, and a WarmConnectionLayer whose ARN is an output.
 
     Functions of this app's other stacks get a layer of their own stack: CloudFormation never replaces a layer
     version that another stack imports.
@@ -47,6 +47,7 @@ class PoolStack(Stack):
             other_tasks=context.other_tasks,
             architecture=context.architecture,
         )
+        monitoring = PoolMonitoring(self, "Monitoring", pool=self.pool)
         layer = WarmConnectionLayer(
             self,
             "Layer",
@@ -56,3 +57,4 @@ class PoolStack(Stack):
         CfnOutput(self, "ProxyEndpoint", value=f"{self.pool.endpoint}:{self.pool.client_port}")
         CfnOutput(self, "ClientSecretArn", value=self.pool.client_secret.secret_arn)
         CfnOutput(self, "LayerArn", value=layer.layer_version_arn)
+        CfnOutput(self, "DashboardUrl", value=monitoring.dashboard_url)

@@ -35,12 +35,12 @@ def make_balancer(
     )
 
 
-def add_tasks(balancer: elbv2.NetworkLoadBalancer, service: ecs.FargateService) -> None:
-    """Send what arrives on the clients' port to the tasks that say they are ready."""
+def add_tasks(balancer: elbv2.NetworkLoadBalancer, service: ecs.FargateService) -> elbv2.NetworkTargetGroup:
+    """Send what arrives on the clients' port to the tasks that say they are ready; return those as a group."""
     listener = balancer.add_listener(
         "Clients", port=CLIENT_PORT, tcp_idle_timeout=Duration.seconds(TCP_IDLE_TIMEOUT_SECONDS)
     )
-    listener.add_targets(
+    return listener.add_targets(
         "Tasks",
         port=CLIENT_PORT,
         targets=[service.load_balancer_target(container_name=CONTAINER_NAME, container_port=CLIENT_PORT)],

@@ -1,4 +1,4 @@
-"""The pool's security groups: who reaches the balancer, and what the tasks reach."""
+"""The pool's security groups: who reaches the balancer or the tasks, and what the tasks reach."""
 
 from __future__ import annotations
 
@@ -13,31 +13,40 @@ from emberpool_proxy.settings import CLIENT_PORT, HEALTH_PORT
 
 
 class PoolNetwork:
-    """A security group for the load balancer and one for the tasks, with the rules between them and to the database."""
+    """A security group for the load balancer and one for the tasks, with the rules between them and to the database.
 
-    def __init__(self, scope: Construct, *, vpc: ec2.IVpc, database: PoolDatabase) -> None:
-        self.balancer_group = ec2.SecurityGroup(
-            scope, "BalancerSecurityGroup", vpc=vpc, allow_all_outbound=False, description="emberpool: functions"
+    `entry_group` is the one that functions reach: the tasks' own where there is no load balancer.
+    """
+
+    def __init__(self, scope: Construct, *, vpc: ec2.IVpc, database: PoolDatabase, with_balancer: bool) -> None:
+        balancer_group = (
+            ec2.SecurityGroup(
+                scope, "BalancerSecurityGroup", vpc=vpc, allow_all_outbound=False, description="emberpool: functions"
+            )
+            if with_balancer
+            else None
         )
         self.task_group = ec2.SecurityGroup(
             scope, "TaskSecurityGroup", vpc=vpc, allow_all_outbound=False, description="emberpool: proxy tasks"
         )
-        self._open_balancer_to_tasks()
+        self.entry_group = balancer_group or self.task_group
+        if balancer_group is not None:
+            self._open_balancer_to_tasks(balancer_group)
         self._open_tasks_to_each_other()
         self._open_tasks_to_others(database)
 
     def open_to(self, groups: Sequence[ec2.ISecurityGroup]) -> None:
-        """Let functions with these security groups reach the load balancer."""
+        """Let functions with these security groups reach the load balancer, or the tasks."""
         port = ec2.Port.tcp(CLIENT_PORT)
         for group in groups:
             # Remote: the rule belongs to the function's stack, which already depends on this one.
-            self.balancer_group.add_ingress_rule(group, port, "a function's queries", remote_rule=True)
+            self.entry_group.add_ingress_rule(group, port, "a function's queries", remote_rule=True)
             if not group.allow_all_outbound:
-                group.add_egress_rule(self.balancer_group, port, "queries through emberpool")
+                group.add_egress_rule(self.entry_group, port, "queries through emberpool")
 
-    def _open_balancer_to_tasks(self) -> None:
+    def _open_balancer_to_tasks(self, balancer_group: ec2.SecurityGroup) -> None:
         # By group, not by address: AWS lets the balancer's traffic in even where it keeps the function's address.
-        connections = self.balancer_group.connections
+        connections = balancer_group.connections
         connections.allow_to(self.task_group, ec2.Port.tcp(CLIENT_PORT), "queries")
         connections.allow_to(self.task_group, ec2.Port.tcp(HEALTH_PORT), "health checks")
 

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import jsii
-from aws_cdk import Annotations, Names
+from aws_cdk import Annotations, Names, RemovalPolicy
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from emberpool import settings as layer_settings
-from emberpool_cdk.attachment import check_attachable, check_fits
+from emberpool_cdk.attachment import AttachedFunctions, check_attachable, check_fits
 from emberpool_cdk.budget_neighbours import PlacedBudget, place
 from emberpool_cdk.connection_budget import FLOOR_CONNECTIONS, RESERVED_CONNECTIONS, ConnectionBudget, least_floor
 from emberpool_cdk.pool_balancer import add_tasks, make_balancer
 from emberpool_cdk.pool_database import PoolDatabase
+from emberpool_cdk.pool_metrics import PoolMetrics
 from emberpool_cdk.pool_network import PoolNetwork
-from emberpool_cdk.pool_secrets import CLIENT_USER, grant_tasks, make_ca_secret, make_client_secret
-from emberpool_cdk.pool_service import Fleet, make_service
+from emberpool_cdk.pool_secrets import CLIENT_USER, grant_read, grant_tasks, make_ca_secret, make_client_secret
+from emberpool_cdk.pool_service import FLEET_TTL_SECONDS, Fleet, make_service
 from emberpool_cdk.proxy_container import ARM_64, X86_64, add_proxy_container, environment
+from emberpool_cdk.queue_wait import TRANSACTION_SECONDS
 from emberpool_cdk.warm_connection_layer import WarmConnectionLayer
-from emberpool_proxy.settings import CLIENT_PORT, PLAIN_NAME
+from emberpool_proxy.settings import CLIENT_PORT, PLAIN_NAME, RANGES, ProxySettings
 
 CPU_UNITS = 1024  # of one vCPU
 LONGEST_NAME = 63  # of a budget
+ENDPOINTS = NLB, DNS = "nlb", "dns"
+# AWS's user guide: a paused Aurora resumes in about 15 s; after more than a day in about 30.
+RESUME_SECONDS = 30
 
 
 @jsii.implements(ec2.IConnectable)
-class PoolProxy(Construct):
+class PoolProxy(PoolMetrics, Construct):
     """PgBouncer and its agent on Fargate, in at least two zones, behind an internal network load balancer.
+
+    With `endpoint="dns"` there is no load balancer: functions find the tasks by their name in the VPC.
 
     `min_tasks` run always; up to `max_tasks` by CPU load. `cpu` is in 1/1024 vCPU, `memory_limit_mib` in MiB (an idle
     client with TLS takes 56 KB). The VPC needs its DNS support and DNS host names, which are on unless somebody turned
@@ -42,6 +50,11 @@ class PoolProxy(Construct):
     in which each counts the others' tasks as `other_tasks`; before several databases of one server they also need the
     same `budget_database`, to which their roles may connect. To a pool with a budget of its own the others'
     connections are reserved ones.
+
+    Clients wait at most `query_wait_seconds` for a server connection, and synth warns when the attached functions may
+    wait for longer than they can, if all have a transaction of `transaction_seconds` at once. `metrics` go to
+    CloudWatch through the log (18 of them: 5.40 USD a month); `metrics_service` (default: from this construct's path)
+    tells them from other pools'. `encryption_key` is for the two secrets.
 
     Raises BudgetExceeded when a deployment at full scale could exceed the database's limit, ValueError for an
     unknown architecture, a name that is none, or a count out of range.
@@ -55,6 +68,7 @@ class PoolProxy(Construct):
         vpc: ec2.IVpc,
         database: PoolDatabase,
         vpc_subnets: ec2.SubnetSelection | None = None,
+        endpoint: str = NLB,
         min_tasks: int = 2,
         max_tasks: int = 4,
         reserved_connections: int = RESERVED_CONNECTIONS,
@@ -67,12 +81,19 @@ class PoolProxy(Construct):
         memory_limit_mib: int = 1024,
         cluster: ecs.ICluster | None = None,
         log_retention: logs.RetentionDays = logs.RetentionDays.ONE_MONTH,
+        query_wait_seconds: float = ProxySettings.query_wait_seconds,
+        transaction_seconds: float = TRANSACTION_SECONDS,
+        metrics: bool = True,
+        metrics_service: str | None = None,
+        encryption_key: kms.IKey | None = None,
     ) -> None:
         super().__init__(scope, construct_id)
-        if architecture not in (ARM_64, X86_64):
-            raise ValueError(f"architecture must be {ARM_64} or {X86_64}, got {architecture!r}")
+        _check(architecture, endpoint, query_wait_seconds)
         self.vpc = vpc
         self.database = database
+        self.query_wait_seconds = query_wait_seconds
+        self.has_metrics = metrics
+        self.metrics_service = metrics_service or Names.unique_id(self)
         processes = max(cpu // CPU_UNITS, 1)
         default_floor = max(FLOOR_CONNECTIONS, least_floor(processes))
         self.budget = ConnectionBudget(
@@ -87,22 +108,29 @@ class PoolProxy(Construct):
         self.budget_name = budget_name or Names.unique_id(self)[-LONGEST_NAME:]
         self.budget_database = budget_database or database.name
         self._place_budget()
-        subnets = vpc_subnets or ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
-        self.client_secret = make_client_secret(self)
-        self.ca_secret = make_ca_secret(self)
-        self._network = PoolNetwork(self, vpc=vpc, database=database)
-        group = self._network.balancer_group
-        self._connections = ec2.Connections(security_groups=[group], default_port=ec2.Port.tcp(CLIENT_PORT))
-        self.load_balancer = make_balancer(self, vpc=vpc, subnets=subnets, security_group=group)
-        fleet = Fleet(self, vpc=vpc)
-        self.task_definition = ecs.FargateTaskDefinition(
+        self._warn()
+        self._functions = AttachedFunctions(
             self,
-            "Task",
-            cpu=cpu,
-            memory_limit_mib=memory_limit_mib,
-            runtime_platform=_platform(architecture),
+            server_connections=self.budget.most_at_min_tasks,
+            query_wait_seconds=query_wait_seconds,
+            transaction_seconds=transaction_seconds,
         )
-        self._add_container(fleet, processes, architecture, log_retention)
+        self.client_secret = make_client_secret(self, encryption_key)
+        self.ca_secret = make_ca_secret(self, encryption_key)
+        self.log_group = logs.LogGroup(self, "Logs", retention=log_retention, removal_policy=RemovalPolicy.DESTROY)
+        subnets = vpc_subnets or ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
+        self._network = PoolNetwork(self, vpc=vpc, database=database, with_balancer=endpoint == NLB)
+        group = self._network.entry_group
+        self._connections = ec2.Connections(security_groups=[group], default_port=ec2.Port.tcp(CLIENT_PORT))
+        self.load_balancer = (
+            make_balancer(self, vpc=vpc, subnets=subnets, security_group=group) if endpoint == NLB else None
+        )
+        fleet = Fleet(self, vpc=vpc)
+        self._fleet_name = fleet.name
+        self.task_definition = ecs.FargateTaskDefinition(
+            self, "Task", cpu=cpu, memory_limit_mib=memory_limit_mib, runtime_platform=_platform(architecture)
+        )
+        self._add_container(processes, architecture)
         self.service = make_service(
             self,
             cluster=cluster or ecs.Cluster(self, "Cluster", vpc=vpc),
@@ -111,18 +139,19 @@ class PoolProxy(Construct):
             security_group=self._network.task_group,
             subnets=subnets,
             fleet=fleet,
+            has_balancer=self.load_balancer is not None,
         )
-        add_tasks(self.load_balancer, self.service)
+        self.target_group = add_tasks(self.load_balancer, self.service) if self.load_balancer else None
 
     @property
     def connections(self) -> ec2.Connections:
-        """The network rules of the load balancer; the default port is the clients'."""
+        """The network rules of the load balancer, or of the tasks without one; the default port is the clients'."""
         return self._connections
 
     @property
     def endpoint(self) -> str:
         """The host name that functions connect to, and that the proxy's certificate is for."""
-        return self.load_balancer.load_balancer_dns_name
+        return self.load_balancer.load_balancer_dns_name if self.load_balancer else self._fleet_name
 
     @property
     def client_port(self) -> int:
@@ -136,7 +165,7 @@ class PoolProxy(Construct):
 
     def grant_connect(self, grantee: iam.IGrantable) -> iam.Grant:
         """Allow reading the client's password. Whoever has it and reaches the port is in."""
-        return self.client_secret.grant_read(grantee)
+        return grant_read(self.client_secret, grantee)
 
     def function_environment(self) -> dict[str, str]:
         """Return what a function needs in its environment; no secret is among it."""
@@ -155,7 +184,8 @@ class PoolProxy(Construct):
 
         Without `layer` all functions of a stack share one that fits their architecture and runtime. Raises
         FunctionNotAttachable when the function is outside the VPC, was imported, has a runtime that the layer does
-        not exist for, or does not fit the given layer.
+        not exist for, or does not fit the given layer. The function's reserved concurrency and timeout, as they are at
+        synth, count in the warning of long waits.
         """
         check_attachable(function)
         if layer is None:
@@ -166,6 +196,7 @@ class PoolProxy(Construct):
             function.add_environment(name, value)
         self._network.open_to(function.connections.security_groups)
         self.grant_connect(function)
+        self._functions.add(function)
 
     def _place_budget(self) -> None:
         for field, value in (("budget_name", self.budget_name), ("budget_database", self.budget_database)):
@@ -175,22 +206,37 @@ class PoolProxy(Construct):
             self,
             PlacedBudget(
                 path=self.node.path,
-                server=f"{self.database.host}:{self.database.port}",
+                server=self.database.server_name,
                 name=self.budget_name,
                 database=self.budget_database,
                 budget=self.budget,
             ),
         )
+
+    def _warn(self) -> None:
+        warn = Annotations.of(self).add_warning_v2
         if self.budget.shares_budget and not self.budget.shared_slots:
-            Annotations.of(self).add_warning_v2(
+            warn(
                 "emberpool:nothing-shared",
                 f"the floors take the whole budget of {self.budget.budget} connections: each task has "
                 f"{self.budget.floor} and no more, however idle the others are; lower max_tasks or floor_connections",
             )
+        if self.database.estimated_from:
+            warn(
+                "emberpool:estimated-limit",
+                f"max_connections is an estimate, {self.database.max_connections} for {self.database.estimated_from}: "
+                "the tasks keep to what they find at run time, but the budget is proven against the estimate; give the "
+                "database a TunedParameterGroup with max_connections, or pass max_connections= here",
+            )
+        if self.database.can_pause and self.query_wait_seconds < RESUME_SECONDS:
+            warn(
+                "emberpool:slow-resume",
+                f"the database can pause and takes up to {RESUME_SECONDS} s to resume, but query_wait_seconds is "
+                f"{self.query_wait_seconds:g}: the first clients after a pause are told PoolBusy; raise it, and the "
+                "functions' timeout above it",
+            )
 
-    def _add_container(
-        self, fleet: Fleet, processes: int, architecture: str, log_retention: logs.RetentionDays
-    ) -> None:
+    def _add_container(self, processes: int, architecture: str) -> None:
         add_proxy_container(
             self,
             self.task_definition,
@@ -199,14 +245,19 @@ class PoolProxy(Construct):
                 client_secret_arn=self.client_secret.secret_arn,
                 ca_secret_arn=self.ca_secret.secret_arn,
                 host_names=[self.endpoint],
-                fleet_name=fleet.name,
+                fleet_name=self._fleet_name,
                 budget=self.budget,
                 budget_name=self.budget_name,
                 budget_database=self.budget_database,
                 processes=processes,
+                query_wait_seconds=self.query_wait_seconds,
+                metrics_service=self.metrics_service,
+                has_metrics=self.has_metrics,
+                # A load balancer sends nothing any more before a task is told to stop; a name is remembered.
+                notice_seconds=0 if self.load_balancer else FLEET_TTL_SECONDS,
             ),
             architecture=architecture,
-            log_retention=log_retention,
+            log_group=self.log_group,
         )
         grant_tasks(
             self.task_definition.task_role,
@@ -214,6 +265,16 @@ class PoolProxy(Construct):
             client_secret=self.client_secret,
             ca_secret=self.ca_secret,
         )
+
+
+def _check(architecture: str, endpoint: str, query_wait_seconds: float) -> None:
+    if architecture not in (ARM_64, X86_64):
+        raise ValueError(f"architecture must be {ARM_64} or {X86_64}, got {architecture!r}")
+    if endpoint not in ENDPOINTS:
+        raise ValueError(f"endpoint must be {NLB} or {DNS}, got {endpoint!r}")
+    ((lowest, highest),) = [range_ for name, *range_ in RANGES if name == "query_wait_seconds"]
+    if not lowest <= query_wait_seconds <= highest:
+        raise ValueError(f"query_wait_seconds must be between {lowest:g} and {highest:g}, got {query_wait_seconds:g}")
 
 
 def _platform(architecture: str) -> ecs.RuntimePlatform:

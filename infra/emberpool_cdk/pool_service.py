@@ -50,6 +50,7 @@ def make_service(
     security_group: ec2.ISecurityGroup,
     subnets: ec2.SubnetSelection,
     fleet: Fleet,
+    has_balancer: bool,
 ) -> ecs.FargateService:
     """Make the service, scaled by CPU between the budget's numbers of tasks."""
     service = ecs.FargateService(
@@ -61,7 +62,7 @@ def make_service(
         min_healthy_percent=100,
         max_healthy_percent=100 * budget.surge,
         circuit_breaker=ecs.DeploymentCircuitBreaker(rollback=True),
-        health_check_grace_period=Duration.seconds(60),
+        health_check_grace_period=Duration.seconds(60) if has_balancer else None,  # ECS refuses it without
         security_groups=[security_group],
         vpc_subnets=subnets,
         assign_public_ip=False,

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from aws_cdk import (
     Duration,
-    RemovalPolicy,
     Token,
     Tokenization,
 )
@@ -45,10 +44,15 @@ def environment(
     budget_name: str,
     budget_database: str,
     processes: int,
+    query_wait_seconds: float,
+    metrics_service: str,
+    has_metrics: bool,
+    notice_seconds: float,
 ) -> dict[str, str]:
     """Return the proxy's settings by the names that it reads. None is a secret: the tasks read those by their ARNs.
 
-    So a rotated password needs no new task. `host_names` are those that clients connect to.
+    So a rotated password needs no new task. `host_names` are those that clients connect to; `metrics_service` is what
+    CloudWatch tells the pool's metrics by, `notice_seconds` how long clients may still come to a task that drains.
     """
     port = database.port
     values = {
@@ -56,6 +60,7 @@ def environment(
         "database_name": database.name,
         "database_port": Tokenization.stringify_number(port) if Token.is_unresolved(port) else str(port),
         "database_secret_arn": database.secret.secret_arn,
+        "database_must_be_writable": "yes" if database.must_be_writable else "no",
         "server_tls_mode": "verify-full",
         "server_tls_ca_file": CA_FILE,
         "client_secret_arn": client_secret_arn,
@@ -72,6 +77,10 @@ def environment(
         "budget_name": budget_name,
         "budget_database": budget_database,
         "pgbouncer_processes": str(processes),
+        "query_wait_seconds": f"{query_wait_seconds:g}",
+        "balancer_notice_seconds": f"{notice_seconds:g}",
+        "metrics_emf": "on" if has_metrics else "off",
+        "metrics_service": metrics_service,
     }
     return {variable(name): value for name, value in values.items()}
 
@@ -82,10 +91,9 @@ def add_proxy_container(
     *,
     environment: Mapping[str, str],
     architecture: str,
-    log_retention: logs.RetentionDays,
+    log_group: logs.ILogGroup,
 ) -> ecs.ContainerDefinition:
     """Add the proxy to a task definition of the same architecture. Raises SourceMissing."""
-    log_group = logs.LogGroup(scope, "Logs", retention=log_retention, removal_policy=RemovalPolicy.DESTROY)
     container = task.add_container(
         CONTAINER_NAME,
         image=_image(scope, architecture),

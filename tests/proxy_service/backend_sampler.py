@@ -27,7 +27,7 @@ SHOWN_AROUND = 12  # samples of the time line before and after one that is above
 BACKENDS = """
     select host(client_addr), count(*) filter (where not is_agents), count(*) filter (where is_agents)
     from (
-        select client_addr, application_name ~ '^emberpool-(agent .*|probe)$' as is_agents
+        select client_addr, application_name ~ '^emberpool-(agent .*|probe|credentials)$' as is_agents
         from pg_stat_activity where usename = %s and client_addr is not null
     ) as backends group by 1
 """

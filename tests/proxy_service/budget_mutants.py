@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 from emberpool_proxy.agent import decide
@@ -80,10 +81,9 @@ def stays_connected(state: State, reading: Reading) -> Stepped:
 
 def changes_its_mind(state: State, reading: Reading) -> Stepped:
     """What it says it lacks is wrong by a lot, and another number each second."""
+    chance = random.Random(state.seed + int(reading.now))
     state, decision = decide.step(state, reading)
-    if decision.missing:
-        decision = replace(decision, missing=1 + (int(reading.now) * (7 + state.seed) * 7919) % 100)
-    return state, decision
+    return state, replace(decision, missing=chance.choice((1, 1000))) if decision.missing else decision
 
 
 def _raised(limits: dict[PoolKey, int], reading: Reading, by: int) -> dict[PoolKey, int]:

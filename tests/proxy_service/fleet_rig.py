@@ -54,10 +54,12 @@ IDLE_SECONDS = 2.0
 POOL_GONE_SECONDS = 3.0
 CONTROL_GONE_SECONDS = 15.0
 BOUND_SECONDS = 30.0
+LOG_CHARACTERS = 5000  # of the end of a task's log, in a failure
 
 BY_TASK = """
     select host(client_addr), count(*) from pg_stat_activity
-    where usename = %s and application_name !~ '^emberpool-(agent .*|probe)$' and client_addr is not null group by 1
+    where usename = %s and client_addr is not null and application_name !~ '^emberpool-(agent .*|probe|credentials)$'
+    group by 1
 """
 SLOTS_BY_TASK = """
     select host(client_addr), array_agg(objid::bigint) from pg_locks join pg_stat_activity using (pid)
@@ -138,7 +140,7 @@ class FleetRig:
             lambda: task.proxy.exit_code() is not None or is_ready(task.proxy),
             BOUND_SECONDS,
         )
-        assert task.proxy.exit_code() is None, task.proxy.printed()
+        assert task.proxy.exit_code() is None, task.proxy.printed()[-LOG_CHARACTERS:]
         self.balancer.add(self._target(task))
         self.tasks.append(task)
         self.note(f"{task.host} is ready")
@@ -149,7 +151,7 @@ class FleetRig:
         self.note(f"{task.host} drains")
         task.proxy.terminate()
         wait_until(f"{task.host} did not end", lambda: task.proxy.exit_code() is not None, BOUND_SECONDS)
-        assert task.proxy.exit_code() == 0, task.proxy.printed()
+        assert task.proxy.exit_code() == 0, task.proxy.printed()[-LOG_CHARACTERS:]
         self._forget(task)
         self.note(f"{task.host} has drained")
 
@@ -197,8 +199,16 @@ class FleetRig:
         self.note(f"{task.host}: the agent is killed")
         before = task.proxy.agent_pid()
         os.kill(before, signal.SIGKILL)
-        wait_until(f"the agent of {task.host} did not come back", lambda: task.proxy.agent_pid() not in (0, before))
-        wait_until(f"{task.host} did not become ready again", lambda: is_ready(task.proxy), BOUND_SECONDS)
+        wait_until(
+            f"the agent of {task.host} did not come back",
+            lambda: task.proxy.exit_code() is not None or task.proxy.agent_pid() not in (0, before),
+        )
+        wait_until(
+            f"{task.host} did not become ready again",
+            lambda: task.proxy.exit_code() is not None or is_ready(task.proxy),
+            BOUND_SECONDS,
+        )
+        assert task.proxy.exit_code() is None, task.proxy.printed()[-LOG_CHARACTERS:]
         self.note(f"{task.host}: another agent is ready")
 
     def partition(self, task: Task) -> None:

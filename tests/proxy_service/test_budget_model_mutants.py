@@ -11,6 +11,7 @@ from emberpool_local.simulation.faults import Fault, Kind
 from emberpool_local.simulation.plan import Plan, plan_of
 from emberpool_local.simulation.shortest import shortest
 from emberpool_local.simulation.world import Outcome, run
+
 from . import budget_mutants as mutants
 
 HUNGRY = tuple(Fault(0.0, Kind.DEMAND, task, amount=40) for task in range(3))
@@ -18,6 +19,8 @@ CUTS = tuple(Fault(4.0 + 2 * index, Kind.CUT_CONTROL, index) for index in range(
 ALL_HUNGRY = Plan(0, tasks=3, most_tasks=3, floor=1, slots=12, long_share=0.3, longest_transaction=2.0, faults=HUNGRY)
 CUT_OFTEN = replace(ALL_HUNGRY, faults=HUNGRY + CUTS)
 LATE_COMER = replace(ALL_HUNGRY, faults=(*HUNGRY[:2], replace(HUNGRY[2], at=5.0)))
+ONE_HUNGRY = replace(ALL_HUNGRY, faults=HUNGRY[:1])
+MANY_SLOTS = replace(ALL_HUNGRY, slots=24)
 SEEDS = range(8)
 
 
@@ -38,10 +41,10 @@ def promises_broken(plan: Plan, step: Step) -> list[str]:
         (CUT_OFTEN, mutants.does_not_count_what_the_database_counts, {"budget"}),
         (CUT_OFTEN, mutants.keeps_its_limits_when_the_connection_is_lost, {"budget", "entitlement"}),
         (LATE_COMER, mutants.knows_nobody_else, {"starvation"}),
-        (ALL_HUNGRY, mutants.never_takes, {"lost slots"}),
-        (ALL_HUNGRY, mutants.never_gives, {"idle"}),
+        (ALL_HUNGRY, mutants.never_takes, {"lost slots", "starvation"}),
+        (ONE_HUNGRY, mutants.never_gives, {"idle", "starvation"}),
         (ALL_HUNGRY, mutants.stays_connected, {"idle"}),
-        (ALL_HUNGRY, mutants.changes_its_mind, {"flapping", "starvation", "lost slots"}),
+        (MANY_SLOTS, mutants.changes_its_mind, {"flapping", "starvation", "lost slots"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -49,6 +49,7 @@ INVOCATION_SECONDS = 8.0
 # A client that was sent to a task just before it was killed; the balancer needs 0.6 s to notice.
 AFTERMATH_SECONDS = 1.5
 PAUSE_SECONDS = (0.3, 1.5)
+MOST_CRASHES, CRASHES_COUNT_SECONDS = 3, 70.0
 
 HANDLER = """
     from emberpool import warm_connection
@@ -125,6 +126,7 @@ class Fate:
     gone_but_counted: list[float] = field(
         default_factory=list
     )  # until when the database keeps vanished tasks' backends
+    crashes: dict[str, list[float]] = field(default_factory=dict)  # times, by task
     beside: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, seconds: float) -> None:
@@ -144,7 +146,9 @@ class Fate:
     def possible(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Return what may happen now: at most MOST_TASKS are alive, as the database sees it, and two can serve."""
         alive = len(self.rig.tasks) + sum(until > time.monotonic() for until in self.gone_but_counted)
-        things = [self._kill_agent, self._end_control_connection, self._kill_pgbouncer]
+        things = [self._end_control_connection]
+        if self.may_crash():
+            things += [self._kill_agent, self._kill_pgbouncer]
         if alive < MOST_TASKS:
             things += 2 * [self._add]
         if len(self.rig.tasks) - len(self.partitioned) > FEWEST_TASKS:
@@ -155,6 +159,22 @@ class Fate:
         """Return a task that is not partitioned."""
         return self.chance.choice([task for task in self.rig.tasks if task.host not in self.partitioned])
 
+    def may_crash(self) -> list[Task]:
+        """Return the tasks that bear one more crash: a supervisor gives up after some in a minute."""
+        lately = time.monotonic() - CRASHES_COUNT_SECONDS
+        return [
+            task
+            for task in self.rig.tasks
+            if task.host not in self.partitioned
+            and sum(at > lately for at in self.crashes.get(task.host, [])) < MOST_CRASHES
+        ]
+
+    def one_to_crash(self) -> Task:
+        """Return a task that bears one more crash, and count that."""
+        task = self.chance.choice(self.may_crash())
+        self.crashes.setdefault(task.host, []).append(time.monotonic())
+        return task
+
     async def _add(self) -> None:
         await asyncio.to_thread(self.rig.add)
 
@@ -162,7 +182,7 @@ class Fate:
         await asyncio.to_thread(self.rig.drain, self.one())
 
     async def _kill_agent(self) -> None:
-        await asyncio.to_thread(self.rig.kill_agent, self.one())
+        await asyncio.to_thread(self.rig.kill_agent, self.one_to_crash())
 
     async def _end_control_connection(self) -> None:
         await asyncio.to_thread(self.rig.end_control_connection, self.one())
@@ -173,7 +193,7 @@ class Fate:
 
     async def _kill_pgbouncer(self) -> None:
         self.excuse(AFTERMATH_SECONDS)
-        await asyncio.to_thread(self.rig.kill_pgbouncer, self.one())
+        await asyncio.to_thread(self.rig.kill_pgbouncer, self.one_to_crash())
 
     async def _vanish(self) -> None:
         self.excuse(AFTERMATH_SECONDS)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import cast
 
 import psycopg
 import pytest
 
 from emberpool_local.postgres.program import wheel_postgres
 from emberpool_local.postgres.server import EmbeddedPostgres
+from emberpool_proxy.agent.budget_reading import FleetView
 from emberpool_proxy.agent.pool_connection import PROBE_NAME
+from emberpool_proxy.agent.slot_locks import FLOOR_BITS, fleet_view
 
 from .conftest import DATABASE, DATABASE_PASSWORD, DATABASE_USER
-from .slot_sessions import SLOTS, Open, sessions
+from .slot_sessions import SLOTS, TERMS, Open, fleet_settings, sessions
 
 MAX_CONNECTIONS, RESERVED_BY_SERVER = 40, 3
 ABOVE_FLOORS = MAX_CONNECTIONS - 4 * (2 + 2)  # max_connections without what the tasks have without asking
@@ -120,3 +124,48 @@ async def test_reserved_connections_of_newer_servers_are_no_room() -> None:
             assert (await slots.view()).least_room_for == ABOVE_FLOORS - RESERVED_BY_SERVER - 5
             assert await slots.take([3, 4], 2) == {3, 4}
             assert (await slots.view()).own.slots == 2
+
+
+OTHERS_AND_LIMITS = (0, 100, 3, False)  # other clients, max_connections, reserved, whether it is in recovery
+
+
+def _seen(*sessions: tuple[int, int, str], pools: dict[str, int]) -> FleetView:
+    """What the session 1 is told; each session is its process id, how many slots it holds, and its address."""
+    numbers = iter(range(SLOTS))
+    terms = SLOTS << FLOOR_BITS | TERMS["floor_connections"]
+    rows = [
+        (pid, [next(numbers) for _ in range(slots)], terms, 0, address, pools, *OTHERS_AND_LIMITS)
+        for pid, slots, address in sessions
+    ]
+    never_asked = cast("EmbeddedPostgres", SimpleNamespace(host="127.0.0.1", port=5432))
+    return fleet_view(fleet_settings(never_asked, "addresses"), 0.0, 1, rows)
+
+
+def test_connections_above_what_their_task_may_have_are_seen_by_their_address() -> None:
+    """What another task has not opened hides nothing: who has more than its floor and slots counts, and who is gone."""
+    seen = _seen((1, 4, "10.0.0.1"), (2, 6, "10.0.0.2"), pools={"10.0.0.1": 6, "10.0.0.2": 3, "10.0.0.3": 7})
+    assert seen.others_excess == 5  # of the third, whose session is gone: 7 with a floor of 2
+    assert seen.pool_connections == 16
+    seen = _seen((1, 4, "10.0.0.1"), (2, 6, "10.0.0.2"), pools={"10.0.0.1": 9, "10.0.0.2": 9})
+    assert seen.others_excess == 1  # of the second; our own are ours to count
+
+
+@pytest.mark.parametrize(
+    ("addresses", "pools"),
+    [
+        (("127.0.0.1", "127.0.0.1"), {"127.0.0.1": 12}),
+        (("10.0.0.1", "10.0.0.2"), {"": 12}),
+    ],
+    ids=["one address for all", "no address"],
+)
+def test_addresses_that_do_not_tell_tasks_apart_are_not_used(addresses: tuple[str, str], pools: dict[str, int]) -> None:
+    """On one machine, and behind a NAT, only the sum of all is known."""
+    assert _seen((1, 4, addresses[0]), (2, 6, addresses[1]), pools=pools).others_excess is None
+
+
+def test_more_tasks_than_foreseen_take_their_floors_from_the_slots() -> None:
+    """A deployment too many makes the slots fewer, not the connections more."""
+    foreseen = TERMS["most_tasks_alive"]
+    sessions = [(pid, 0, f"10.0.0.{pid}") for pid in range(1, foreseen + 2)]
+    assert _seen(*sessions[:-1], pools={}).slots == SLOTS
+    assert _seen(*sessions, pools={}).slots == SLOTS - (2 + 2)

@@ -12,6 +12,8 @@ from emberpool_local.aws.moto_process import MotoServer
 # Made by `cdk bootstrap`; an account keeps them.
 BOOTSTRAP_STACK = "CDKToolkit"
 BOOTSTRAP_ROLES = "cdk-hnb659fds-"
+# Made and deleted by Application Auto Scaling with its policies; moto forgets the second.
+ALARMS_OF_SCALING = "TargetTracking-"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ def created(command: CdkCommand, server: MotoServer) -> list[Row]:
         *_balancers(server),
         *_functions(server),
         *_databases(server),
+        *_monitoring(server),
         *_rules(server),
         *_outputs(command),
     ]
@@ -51,6 +54,7 @@ def left_over(server: MotoServer) -> list[Row]:
         *_balancers(server),
         *_functions(server),
         *_databases(server),
+        *_monitoring(server),
     ]
 
 
@@ -162,6 +166,19 @@ def _databases(server: MotoServer) -> list[Row]:
             f"{'encrypted' if each['StorageEncrypted'] else 'NOT encrypted'}",
         )
         for each in found
+    ]
+
+
+def _monitoring(server: MotoServer) -> list[Row]:
+    cloudwatch = server.client("cloudwatch")
+    alarms = [
+        each
+        for each in cloudwatch.describe_alarms()["MetricAlarms"]
+        if not each["AlarmName"].startswith(ALARMS_OF_SCALING)
+    ]
+    return [
+        *(Row("dashboard", each["DashboardName"], "") for each in cloudwatch.list_dashboards()["DashboardEntries"]),
+        *(Row("alarm", each["AlarmDescription"].split(". ")[0], each["MetricName"]) for each in alarms),
     ]
 
 

@@ -1,1 +1,1 @@
-"""A fleet of tasks in virtual time: the real decisions, a modelled database, modelled PgBouncers, faults and oracles."""
+"""A fleet in virtual time: the real decisions, a modelled database, modelled PgBouncers, faults and oracles."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -56,10 +57,8 @@ class Agent:
         self.wake()
 
     def _run(self) -> Delays:
-        try:
+        with contextlib.suppress(ConnectionLost, DatabaseAway):  # its loop tries again
             yield from self.coordination.open()
-        except (ConnectionLost, DatabaseAway):
-            pass  # its loop tries again
         self.is_taking_over = False
         while True:
             self._is_woken = False
@@ -86,9 +85,8 @@ class Agent:
             taken_now=coordination.last_taken(),
             is_anybody_hungry=coordination.last_hunger(),
         )
-        if self._state is None or self._state.terms.pools != max(len(pools), 1):
-            terms = replace(task.terms, pools=max(len(pools), 1))
-            self._state = State(terms, seed=task.random.getrandbits(32))
+        if self._state is None:
+            self._state = State(replace(task.terms, pools=len(task.pools)), seed=task.random.getrandbits(32))
         self.steps += 1
         self._state, decision = task.step(self._state, reading)
         if not reading.held <= coordination.held:

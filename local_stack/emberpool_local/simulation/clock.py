@@ -1,4 +1,4 @@
-"""Virtual time: a heap of events, and processes that are generators of delays. No threads, no sleeping, no wall clock."""
+"""Virtual time: a heap of events, and processes that are generators of delays. No thread sleeps, no clock is read."""
 
 from __future__ import annotations
 

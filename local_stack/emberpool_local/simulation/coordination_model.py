@@ -55,7 +55,7 @@ class Coordination:
     @property
     def kept_session(self) -> ControlSession | None:
         """The session whose socket the supervisor keeps, should this agent die."""
-        return self.session or self._inherited
+        return self._inherited or self.session
 
     def last_taken(self) -> int | None:
         """Return how many slots were got since the last call; None when none were asked for."""
@@ -191,16 +191,20 @@ class Coordination:
     def _travel(self, session: ControlSession | None, asked_at: float) -> Delays:
         task = self._task
         yield draw(task.random, task.timing.network)
-        if task.is_partitioned:
-            while task.is_partitioned:
-                if task.clock.now - asked_at >= task.timing.question_deadline and session is self.session:
-                    self._lose()
-                if self.session is None or session is not self.session:
-                    raise ConnectionLost
-                yield PARTITION_LOOK_SECONDS
+        was_cut_off = task.is_partitioned
+        while task.is_partitioned:
+            self._check(session)
+            if task.clock.now - asked_at >= task.timing.question_deadline:
+                self._lose()
+                raise ConnectionLost
+            yield PARTITION_LOOK_SECONDS
+        if was_cut_off:
             yield draw(task.random, (0.0, REPEATED_WITHIN_SECONDS))
-        if self.session is None or session is not self.session:
-            raise ConnectionLost
-        if not self.session.is_alive:
+        self._check(session)
+        if session is not None and not session.is_alive:
             self._lose()
+            raise ConnectionLost
+
+    def _check(self, session: ControlSession | None) -> None:
+        if session is None or session is not self.session:
             raise ConnectionLost

@@ -79,7 +79,10 @@ class Database:
         return self.pool_backends + len(self.sessions) + self.agent_logins
 
     def _admit(self) -> None:
-        if not self.is_up or self.our_connections + self.other_clients >= self.max_connections - self.superuser_reserved:
+        if (
+            not self.is_up
+            or self.our_connections + self.other_clients >= self.max_connections - self.superuser_reserved
+        ):
             self.refused_logins += self.is_up
             raise DatabaseAway
 

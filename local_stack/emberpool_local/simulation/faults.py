@@ -41,7 +41,6 @@ class Fault:
         return f"{self.at:7.3f} s  {self.kind.value}{of}{amount}{seconds}"
 
 
-
 FLEET_WIDE = frozenset({Kind.RESTART_DATABASE, Kind.LOWER_MAX_CONNECTIONS, Kind.OTHER_CLIENTS, Kind.START_TASK})
 # After these, locks or backends may stay until the database's keepalives have found out.
 SILENT = frozenset({Kind.VANISH, Kind.PARTITION})

@@ -48,7 +48,9 @@ def happen(fleet: Fleet, most_tasks: int, fault: Fault) -> None:
         if fault.kind in _ENDS_A_TASK and len(alive) == 1:
             return
         amount = f", {fault.amount}" if fault.amount else ""
-        fleet.disturb(f"task {task.number}: {fault.kind.value}{amount}" + (f" for {fault.seconds} s" if fault.seconds else ""))
+        fleet.disturb(
+            f"task {task.number}: {fault.kind.value}{amount}" + (f" for {fault.seconds} s" if fault.seconds else "")
+        )
         _TO_TASK[fault.kind](fleet, task, fault)
 
 

@@ -13,10 +13,12 @@ from emberpool_local.simulation.database import Database
 from emberpool_local.simulation.task import Task
 
 LOOK_SECONDS = 0.25
+MOST_SHOWN = 12
 # A session that has just ended: its agent has 0.25 s to lower its limits, and logins under way then are counted.
 GRACE_SECONDS = 0.35
 FAIR_PART = 0.6  # of the exact share: hunger is published in steps of 25%, demand is the maximum over seconds
 STARVED_SECONDS = 3.0  # beyond the longest transaction
+LOOKS_SECONDS = 0.05  # for each task: two looks at the fleet, of which all tasks together make 50 a second
 SETTLED_SECONDS = 6.0  # a fleet where everybody is hungry holds all slots, beyond the longest transaction
 MOVES_PER_SLOT_AND_MINUTE = 6.0
 
@@ -63,19 +65,24 @@ class Oracles:
             return
         spare = sum(task.has_dead_pgbouncer for task in fleet.tasks)  # starts with 1, while backends of old end
         if seen > fleet.budget or pools > fleet.pools_budget + spare:
-            by_task = {task.number: f"{task.backends} of {task.terms.floor}+{task.slots_locked}" for task in fleet.tasks}
+            by_task = {
+                task.number: f"{task.backends} of {task.terms.floor}+{task.slots_locked}" for task in fleet.tasks
+            }
             raise PromiseBroken(
                 f"budget: {pools} server connections of at most {fleet.pools_budget} for the pools, with "
-                f"{len(database.sessions)} control connections and {database.agent_logins} logins of agents {seen} of at "
-                f"most {fleet.budget}; server connections by task: {by_task}"
+                f"{len(database.sessions)} control connections and {database.agent_logins} logins of agents {seen} of "
+                f"at most {fleet.budget}; server connections by task: {by_task}"
             )
 
     def check_task_growth(self, task: Task) -> None:
         """Compare a task's server connections with what it holds. For every new server connection.
 
-        Without an agent nobody can lower the limits of a task that loses its slots: the fleet's budget is what counts.
+        Without an agent, or when the notice is lost in a partition, nobody lowers the limits of a task that loses its
+        slots: the fleet's budget is what counts then.
         """
         now = self.fleet.now
+        if task.is_unaware:
+            return
         may = task.terms.floor + task.slots_locked + task.has_dead_pgbouncer
         if task.backends <= may or now - max(task.lost_at, task.agent_since) < GRACE_SECONDS:
             return
@@ -112,10 +119,10 @@ class Oracles:
                 continue
             since = max(self.short_since.setdefault(task.number, now), self.undisturbed_since)
             self.longest_short_seconds = max(self.longest_short_seconds, now - since)
-            if now - since > fleet.longest_transaction + STARVED_SECONDS:
+            if now - since > fleet.longest_transaction + STARVED_SECONDS + LOOKS_SECONDS * len(reachable):
                 raise PromiseBroken(
                     f"starvation: task {task.number} holds {held[task.number]} slots, its share of {available} is "
-                    f"{share:.1f}, for {now - since:.1f} s; slots {held}, demand {weights}"
+                    f"{share:.1f}, for {now - since:.1f} s; slots {_few(held)}, demand {_few(weights)}"
                 )
 
     def slots_not_held(self) -> int:
@@ -135,16 +142,24 @@ class Oracles:
         """Slots do not flap while the demand stays."""
         bound = max(2.0, MOVES_PER_SLOT_AND_MINUTE * self.fleet.all_slots * seconds / 60)
         if moves > bound:
-            raise PromiseBroken(f"flapping: {moves} moves of {self.fleet.all_slots} slots in {seconds:.1f} s, bound {bound:.1f}")
+            raise PromiseBroken(
+                f"flapping: {moves} moves of {self.fleet.all_slots} slots in {seconds:.1f} s, bound {bound:.1f}"
+            )
 
     def check_idle(self) -> None:
-        """An idle fleet has no slot and no connection."""
+        """Find what an idle fleet still has: no slot, and no connection, is promised."""
         database = self.fleet.database
         if database.holders or database.sessions or database.pool_backends:
             raise PromiseBroken(
-                f"idle: a fleet without clients has {len(database.holders)} slots, {len(database.sessions)} control connections and "
-                f"{database.pool_backends} server connections"
+                f"idle: a fleet without clients has {len(database.holders)} slots, {len(database.sessions)} control "
+                f"connections and {database.pool_backends} server connections"
             )
+
+
+def _few(numbers: dict[int, int]) -> str:
+    """Return what fits a line."""
+    shown = dict(list(numbers.items())[:MOST_SHOWN])
+    return f"{shown}" if len(shown) == len(numbers) else f"{shown} and of {len(numbers) - len(shown)} more"
 
 
 def _can_take_part(task: Task) -> bool:

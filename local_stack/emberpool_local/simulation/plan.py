@@ -9,7 +9,7 @@ from emberpool_local.simulation.faults import SILENT, Fault, Kind
 from emberpool_local.simulation.timing import Timing
 
 FAULTS_SECONDS = 20.0  # then nothing new happens, all tasks are hungry for a while, and then none is
-STEADY_SECONDS = 14.0
+STEADY_SECONDS = 12.0
 SILENCE_SECONDS = 34.0  # until the database's keepalives, and the tasks' own deadlines, have found everything out
 
 
@@ -26,6 +26,7 @@ class Plan:
     entries: int = 1
     environments: int = 30
     transaction: tuple[float, float] = (0.02, 0.3)
+    think: tuple[float, float] = (0.0, 0.3)  # of an environment, between two transactions
     longest_transaction: float = 2.0
     long_share: float = 0.01
     spare_connections: int = 20
@@ -108,9 +109,17 @@ def _moment(random: Random, from_second: float = 1.0, to_second: float = FAULTS_
 
 
 def _demand(random: Random, plan: Plan) -> list[Fault]:
-    first = [Fault(0.0, Kind.DEMAND, task, amount=random.choice((0, 2, plan.environments, plan.environments))) for task in range(plan.tasks)]
+    first = [
+        Fault(0.0, Kind.DEMAND, task, amount=random.choice((0, 2, plan.environments, plan.environments)))
+        for task in range(plan.tasks)
+    ]
     later = [
-        Fault(_moment(random), Kind.DEMAND, random.randrange(6), amount=random.choice((0, 1, 5, plan.environments, 2 * plan.environments)))
+        Fault(
+            _moment(random),
+            Kind.DEMAND,
+            random.randrange(6),
+            amount=random.choice((0, 1, 5, plan.environments, 2 * plan.environments)),
+        )
         for _ in range(random.randint(0, 8))
     ]
     return first + later

@@ -108,6 +108,12 @@ class Task:
         return bool(self.database.sessions_of.get(self.number))
 
     @property
+    def is_unaware(self) -> bool:
+        """Whether its control session has ended, and the agent has not heard of it."""
+        session = self.agent.coordination.session if self.agent else None
+        return session is not None and not session.is_alive
+
+    @property
     def has_dead_pgbouncer(self) -> bool:
         """Whether backends of a PgBouncer that died may still be there beside those of the next one."""
         return any(until > self.clock.now for until, _ in self.dead_pgbouncers.values())
@@ -203,7 +209,10 @@ class Task:
         """Kill the agent: PgBouncer serves on, the supervisor keeps the locks, a new agent takes over."""
         if self.agent is None:
             return
-        self._kept_session = self.agent.coordination.kept_session
+        coordination = self.agent.coordination
+        self._kept_session = coordination.kept_session
+        if coordination.session and coordination.session is not self._kept_session:
+            self.close_session(coordination.session)  # nobody but this agent had its socket
         self.agent.end()
         self.agent, self.agent_since = None, math.inf
         self.clock.after(draw(self.random, self.timing.agent_restart), self._start_agent)

@@ -109,7 +109,25 @@ class World:
         """Tasks that take clients."""
         return [task for task in self._present if task.is_alive and not task.is_draining]
 
+    @property
+    def steps(self) -> int:
+        """Decisions of the agents that live."""
+        return sum(task.steps for task in self._ever)
+
+    @property
+    def served(self) -> int:
+        """Transactions of all tasks."""
+        return sum(pool.served for task in self._ever for pool in task.pools.values())
+
     # The run
+
+    def run_until(self, until: float) -> str:
+        """Run up to that moment; return the promise that was broken, empty if none was."""
+        try:
+            self.clock.run(until)
+        except PromiseBroken as error:
+            return str(error)
+        return ""
 
     def run(self) -> Outcome:
         """Run to the end, or to the first broken promise."""
@@ -141,8 +159,8 @@ class World:
             broken_at=self.now,
             time_line=tuple(self.time_line),
             events=self.clock.events,
-            steps=sum(task.steps for task in self._ever),
-            served=sum(pool.served for task in self._ever for pool in task.pools.values()),
+            steps=self.steps,
+            served=self.served,
             moves=self.oracles.moves,
             most_connections=self.oracles.most_connections,
             longest_short_seconds=self.oracles.longest_short_seconds,
@@ -172,9 +190,7 @@ class World:
     def _look(self) -> Delays:
         while True:
             yield LOOK_SECONDS
-            self._present = [
-                task for task in self._present if task.is_alive or task.backends or task.has_session
-            ]
+            self._present = [task for task in self._present if task.is_alive or task.backends or task.has_session]
             self.oracles.check_fairness()
 
     def _others_excess(self, asking: int) -> int | None:
@@ -214,7 +230,10 @@ class World:
         """Start one more task, whose settings promise so many slots fewer."""
         plan = self.plan
         shape = Shape(
-            Terms(plan.floor, plan.slots - fewer_slots, most_tasks_alive=plan.most_tasks), plan.processes, plan.entries
+            Terms(plan.floor, max(1, plan.slots - fewer_slots), most_tasks_alive=plan.most_tasks),
+            plan.processes,
+            plan.entries,
+            plan.think,
         )
         task = Task(
             number=len(self._ever),

@@ -77,6 +77,10 @@ def share_out(total: int, demands: Mapping[PoolKey, int]) -> dict[PoolKey, int]:
     return {key: share + rest[key] for key, share in shares.items()}
 
 
+# Between pools of a task: one connection to and fro with each look would be a RELOAD each.
+LEAST_MOVE = 2
+
+
 def tolerance(share: int) -> int:
     """Return how far from its share somebody may be before connections are moved: each move closes and opens some."""
     return max(1, share // 10)
@@ -108,7 +112,7 @@ def aim(total: int, limits: Mapping[PoolKey, int], demands: Mapping[PoolKey, int
     best = share_out(total, demands)
     nearest = _fitted(total, limits, demands) or best
     for key, limit in nearest.items():
-        if demands[key] > limit and best[key] - limit >= tolerance(limit):
+        if demands[key] > limit and best[key] - limit >= max(LEAST_MOVE, tolerance(limit)):
             return best
     return nearest
 

@@ -14,7 +14,7 @@ key(text) is the first 31 bits of sha256(text) in UTF-8, big-endian: the same nu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -91,16 +91,20 @@ with locks as materialized (
     {terms} as terms, {missing} as missing
   from locks group by pid
 ), clients as materialized (
-  select pid, usesysid, application_name ~ {agents} as is_agents from pg_stat_activity
+  select pid, usesysid, application_name ~ {agents} as is_agents, coalesce(host(client_addr), '') as address
+  from pg_stat_activity
   where datid is not null and coalesce(backend_type, 'client backend') = 'client backend'
 ), fleet_roles as materialized (
   select oid from pg_roles where rolname = any($1) union select usesysid from clients join sessions using (pid)
 ), counted as materialized (
-  select count(*) filter (where is_fleets and not is_agents) as pool, count(*) filter (where not is_fleets) as others
-  from (select is_agents, usesysid in (select oid from fleet_roles) as is_fleets from clients) as c
+  select address, count(*) filter (where is_fleets and not is_agents) as pool,
+    count(*) filter (where not is_fleets) as others
+  from (select address, is_agents, usesysid in (select oid from fleet_roles) as is_fleets from clients) as c
+  group by address
 )
-select pid, slots, terms, missing,
-  (select pool from counted), (select others from counted), current_setting('max_connections')::int,
+select pid, slots, terms, missing, (select address from clients where clients.pid = sessions.pid),
+  (select json_object_agg(address, pool) from counted where pool > 0),
+  (select sum(others) from counted)::int8, current_setting('max_connections')::int,
   current_setting('superuser_reserved_connections')::int
     + coalesce(current_setting('reserved_connections', true), '0')::int
     + coalesce(current_setting('rds.rds_superuser_reserved_connections', true), '0')::int,
@@ -194,7 +198,8 @@ def fleet_view(settings: ProxySettings, at: float, own_process_id: int, rows: Se
     A session without TERMS is at its end, whose locks go one by one: it is left out, but what it has is not free yet.
     Floors of more tasks than the settings foresee are taken from the slots.
     """
-    *_, pool_connections, other_clients, max_connections, reserved, _ = rows[0]
+    *_, pools_by_address, other_clients, max_connections, reserved, _ = rows[0]
+    pools_by_address = pools_by_address or {}
     alive = [row for row in rows if row[2] is not None]
     of_a_task = settings.floor + AGENT_CONNECTIONS
     unforeseen = max(0, len(alive) - settings.most_tasks_alive) * of_a_task
@@ -207,15 +212,43 @@ def fleet_view(settings: ProxySettings, at: float, own_process_id: int, rows: Se
         pid: Session(pid, len(held), terms & ((1 << FLOOR_BITS) - 1), missing or 0)
         for pid, held, terms, missing, *_ in alive
     }
+    addresses = {pid: address for pid, _, _, _, address, *_ in alive}
     return FleetView(
         at=at,
-        own=sessions.pop(own_process_id),
-        others=tuple(sessions.values()),
+        own=sessions[own_process_id],
+        others=tuple(session for pid, session in sessions.items() if pid != own_process_id),
         free=tuple(number for number in range(slots) if number not in taken),
         slots=slots,
-        pool_connections=pool_connections,
+        pool_connections=sum(pools_by_address.values()),
         promised_slots=settings.shared_slots,
         smallest_claim=smallest_claim,
         database_has_room_for=room,
         least_room_for=above_floors - max(settings.reserved_connections, reserved),
+        others_excess=_others_excess(
+            pools_by_address,
+            {addresses[pid]: session for pid, session in sessions.items()} if _are_distinct(addresses) else {},
+            addresses[own_process_id],
+            settings.floor,
+        ),
     )
+
+
+def _are_distinct(addresses: Mapping[int, str | None]) -> bool:
+    return all(addresses.values()) and len(set(addresses.values())) == len(addresses)
+
+
+def _others_excess(
+    pools_by_address: Mapping[str, int], by_address: Mapping[str | None, Session], own_address: str | None, floor: int
+) -> int | None:
+    """Return the connections of other tasks above what each may have, or None when addresses do not tell tasks apart.
+
+    They do where each task has an address of its own, as on Fargate; not on one machine, nor behind a NAT.
+    """
+    if not by_address or "" in pools_by_address:
+        return None
+    excess = 0
+    for address, connections in pools_by_address.items():
+        if address != own_address:
+            session = by_address.get(address)
+            excess += max(0, connections - (session.floor + session.slots if session else floor))
+    return excess
