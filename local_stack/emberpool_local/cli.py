@@ -96,6 +96,15 @@ _watch_option = click.option(
 )
 
 
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def simulate(arguments: tuple[str, ...]) -> None:
+    """Try how tasks share a budget, in virtual time: hundreds of them, or small worlds with faults (--help)."""
+    from emberpool_local.simulation.command import main  # noqa: PLC0415
+
+    sys.exit(main(arguments))
+
+
 @cli.command()
 @_burst_options
 @_page_option("emberpool-demo.html")

@@ -104,7 +104,7 @@ def wait_for_their_end(processes: set[int]) -> None:
 def test_help_lists_every_command(folder: Path) -> None:
     """`emberpool --help` names each command, and each command has a help text of its own."""
     listed = run(folder, "--help").out
-    for command in ("demo", "up", "invoke", "burst", "status", "fleet", "deploy-local"):
+    for command in ("demo", "up", "invoke", "burst", "status", "fleet", "simulate", "deploy-local"):
         assert f"\n  {command}" in listed
         assert run(folder, command, "--help").code == 0
 

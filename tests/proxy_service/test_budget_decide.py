@@ -338,3 +338,13 @@ def test_quiet_holder_asks_the_cheap_question() -> None:
     reading = Reading(alone.now + 0.5, use, alone.held, is_connected=True, is_anybody_hungry=True)
     _, decision = step(alone.state, replace(reading, fleet=replace(alone.view(), at=alone.state.usable.view_at)))
     assert decision.wants_fleet
+
+
+def test_view_that_came_late_is_used_once() -> None:
+    """A database that takes a second to answer starves nobody; what it said is tried once."""
+    pools = {PoolKey(0, "app"): PoolUse(limit=2, servers=2, busy=2, waiting=6, max_wait_seconds=1.0)}
+    view = FleetView(0.5, Session(1, 0, 2), (), tuple(range(10)), 10, 2, 10, 10, 10)
+    state, first = step(State(Terms(2, 10)), Reading(1.5, pools, is_connected=True, fleet=view))
+    assert first.take_count == 6
+    _, second = step(replace(state, asked_at=0.0), Reading(2.5, pools, is_connected=True, fleet=view))
+    assert second.take_count == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -22,13 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     if asked.worlds:
         return _small_worlds(asked.seed, asked.worlds)
+    print("simulating; 500 tasks take a minute or two", file=sys.stderr, flush=True)  # noqa: T201 (for a person)
     result = run_large(asked.tasks, asked.environments, asked.seconds, asked.seed)
     print(json.dumps(asdict(result), indent=2) if asked.json else large_text(result))  # noqa: T201 (the command's output)
     return EXIT_BROKEN if result.broken else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m emberpool_local.simulation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="emberpool simulate", description=__doc__)
     parser.add_argument("--tasks", type=_count(2, MOST_TASKS), default=500)
     parser.add_argument("--environments", type=_count(1, MOST_ENVIRONMENTS), default=100_000)
     parser.add_argument("--seconds", type=float, default=60.0, help="virtual seconds; the burst is at 15")

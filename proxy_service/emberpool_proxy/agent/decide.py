@@ -77,6 +77,7 @@ class State:
     weight: int = 0  # slots that others are told that this task wants, held ones included
     is_hungry: bool = False
     has_been_away: bool = False  # others may take this task for one that hangs
+    has_new_view: bool = False  # this step is the first that sees the view at hand
     surplus_since: float | None = None  # the first view that showed us above our share
     asked_at: float = NEVER  # the last step that took or gave: older views do not show it
     exchanged: int = 0  # slots that were asked for then in exchange for those with too high a number
@@ -143,13 +144,14 @@ def _look(state: State, reading: Reading) -> State:
         pools={**state.pools, **reading.pools} if len(reading.pools) < terms.pools else reading.pools,
     )
     if view is None:
-        return replace(state, rivals=Rivals(), has_been_away=False)
+        return replace(state, rivals=Rivals(), has_been_away=False, has_new_view=False)
     if view.at <= usable.view_at:
-        return replace(state, has_been_away=False)
+        return replace(state, has_been_away=False, has_new_view=False)
     look_seconds = budget_pace.look_seconds(_mood(state, reading))
     return replace(
         state,
         rivals=budget_rivals.observe(state.rivals, view, max(len(reading.held), state.weight), look_seconds),
+        has_new_view=True,
         has_been_away=state.is_hungry and view.at - usable.view_at >= budget_rivals.patience(look_seconds),
     )
 
@@ -212,7 +214,9 @@ def _take(state: State, reading: Reading, wish: Wish) -> tuple[Take, State]:
     view = reading.fleet
     if view is None or not wish.lacks or reading.now < state.no_take_before:
         return Take(), state
-    if view.at <= max(state.asked_at, reading.now - FRESH_SECONDS):
+    # A database that answers slowly shows nothing newer, and a slot that is gone meanwhile is just not got.
+    is_fresh = state.has_new_view or view.at > reading.now - FRESH_SECONDS
+    if view.at <= state.asked_at or not is_fresh:
         return Take(), state
     count = min(wish.lacks, len(view.free))
     if wish.lacks + state.rivals.missing > len(view.free):
