@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from emberpool import settings as layer_settings
@@ -14,7 +15,7 @@ from emberpool_cdk.proxy_container import STOP_TIMEOUT_SECONDS
 from emberpool_cdk.proxy_image import CA_FILE, CONTAINER_USER
 from emberpool_proxy import health
 from emberpool_proxy.credentials.snapshot import ClientUser, Snapshot
-from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS, EngineIdentity, render
+from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS, DATABASE_CA_FILE, EngineIdentity, bundle_path, render
 from emberpool_proxy.settings import PREFIX, ProxySettings
 from emberpool_proxy.tls.published_ca import MEMBER
 
@@ -95,10 +96,11 @@ def test_proxy_divides_the_budget_as_it_was_proven(templates: Templates) -> None
 
 
 def test_pgbouncer_verifies_the_database_with_the_images_ca(templates: Templates) -> None:
-    """The CA bundle that PgBouncer gets is the one that the image has."""
+    """The CA bundle that PgBouncer gets, or a part of it, is the one that the image has."""
     settings = ProxySettings.from_environment(_proxy_environment(templates))
+    assert bundle_path(settings) == Path(CA_FILE)
     ini = render(settings, SNAPSHOT, EngineIdentity(0, 0, "hush")).files["pgbouncer.ini"]
-    assert f"server_tls_ca_file = {CA_FILE}\n" in ini
+    assert f"server_tls_ca_file = {settings.run_path / DATABASE_CA_FILE}\n" in ini
 
 
 def test_layer_accepts_the_functions_environment(templates: Templates) -> None:

@@ -106,9 +106,12 @@ def test_held_socket_is_nobody_elses(proxy: Proxy, database: EmbeddedPostgres, c
     assert first in sockets_to(database, proxy.agent_pid())
     kill(proxy.agent_pid())
     agent = wait_until("the agent was not started again", proxy.agent_pid)
-    while (held := sockets_to(database, proxy.process.pid)) == {first}:
+
+    def successor() -> set[str]:
         assert first not in sockets_to(database, agent)
-    assert held
+        return sockets_to(database, proxy.process.pid) - {first}
+
+    held = wait_until("the supervisor did not get the next agent's", successor)
     assert held <= sockets_to(database, agent)
     old = proxy.pgbouncer_pid()
     kill(old)

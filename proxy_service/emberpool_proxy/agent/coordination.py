@@ -57,6 +57,7 @@ class Coordination:
         self._work: asyncio.Task[None] | None = None
         self._giving: frozenset[int] = frozenset()
         self._published = 0
+        self._is_kept = False  # the supervisor has a duplicate of our connection's socket
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._not_before = 0.0
         self._last_words = ""
@@ -97,7 +98,9 @@ class Coordination:
         self.fleet = None
         self._published = 0
         self.times_lost += 1
-        self._keeper.hold(None)
+        if self._is_kept:  # else it is the one before that is, which its slots still rely on
+            self._keeper.hold(None)
+            self._is_kept = False
 
     def begin(self, decision: Decision) -> None:
         """Do what `decision` wants of the database, unless something is still being done."""
@@ -118,6 +121,7 @@ class Coordination:
         self._session = session
         self._keeper.keep_session(session)
         self._keeper.hold(self._slots.descriptor())
+        self._is_kept = True
         self.fleet = await self._slots.view()
         return self.fleet
 
@@ -179,6 +183,7 @@ class Coordination:
         await self._slots.close()
         self.fleet = None
         self._session = 0
+        self._is_kept = False
         self._keeper.hold(None)
         self._keeper.keep_session(0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,11 @@ class _Seen:
 
 
 class DatabaseWatch:
-    """Keeps clients waiting while the database is away. `credentials_for_probe` returns (user, password)."""
+    """Keeps clients waiting while the database is away.
+
+    `credentials_for_probe` returns (user, password). `before_return` is awaited before the pool turns to a database
+    that is back.
+    """
 
     def __init__(
         self,
@@ -62,10 +66,12 @@ class DatabaseWatch:
         health: Health,
         credentials_for_probe: Callable[[], tuple[str, str]],
         login_turn: asyncio.Lock | None = None,
+        before_return: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._engines = engines
         self._health = health
         self._probe = DatabaseProbe(settings, credentials_for_probe, login_turn)
+        self._before_return = before_return
         self._gates = {engine.index: Gate(engines, engine) for engine in engines.all}
         self._transactions: dict[int, int] = {}
         self._state = DatabaseState(
@@ -174,6 +180,8 @@ class DatabaseWatch:
             await asyncio.gather(*(gate.open() for gate in self._gates.values()))
             self._pause()
         if Action.RESUME in actions:
+            if self._before_return:
+                await self._before_return()
             answers = await asyncio.gather(
                 *(gate.hand_over(reconnect=Action.RECONNECT in actions) for gate in self._gates.values())
             )

@@ -6,6 +6,7 @@ Composes the parts; each of them owns its subject: credentials, certificate, fle
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from aiohttp import web
 from emberpool_proxy import metrics
 from emberpool_proxy.agent.budget import Budget
 from emberpool_proxy.agent.budget_limits import Limits
+from emberpool_proxy.agent.database_gate import logged_in
 from emberpool_proxy.agent.database_watch import DatabaseWatch
 from emberpool_proxy.agent.drain import Drain
-from emberpool_proxy.agent.engines import Engine, Engines
+from emberpool_proxy.agent.engines import ANSWER_SECONDS, Engine, Engines
 from emberpool_proxy.agent.first_login import log_in_first
 from emberpool_proxy.agent.fleet import PEERS_PATH, Fleet
 from emberpool_proxy.agent.refusals import Refusals
@@ -48,6 +50,7 @@ from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings
 from emberpool_proxy.telemetry.composed import Telemetry
 from emberpool_proxy.tls.client_certificate import ClientCertificate
+from emberpool_proxy.tls.database_authorities import DatabaseAuthorities
 from emberpool_proxy.tls.database_tls import DatabaseTlsFaults, check_database_tls
 from emberpool_proxy.tls.pem import CertificateFiles
 from emberpool_proxy.tls.published_ca import PublishedCa
@@ -113,13 +116,16 @@ class Pool:
         self._telemetry.status.add("fleet", self._fleet.describe)
         self._telemetry.status.add("credentials", self._describe_credentials)
         self._read_at = 0.0  # when the credentials in use were read
-        self._database_watch = DatabaseWatch(settings, engines, health, self._probe_login, login_turn)
+        self._database_authorities = DatabaseAuthorities(settings, login_turn, self._has_servers)
+        self._database_watch = DatabaseWatch(
+            settings, engines, health, self._probe_login, login_turn, self._database_authorities.check
+        )
         self._database_tls = DatabaseTlsFaults(settings)
         for callback in (
             self._telemetry.counts.count_event,
             self._refusals.count,
             self._tell_credentials,
-            self._database_tls.saw,
+            self._tell_database_tls,
             self._tell_database_watch,
         ):
             engines.on_log_event(callback)
@@ -134,6 +140,7 @@ class Pool:
         """Write the files that PgBouncer starts with. Raises ProxyError when they cannot be known."""
         check_database_tls(self._settings)
         (snapshot, certificate), first_peer_id = await asyncio.gather(self._load(), self._fleet.choose_identity())
+        self._database_authorities.begin()
         self._rendering.start_with(snapshot, certificate, first_peer_id)
         self._keep_state()
         await self._budget.check()
@@ -151,6 +158,7 @@ class Pool:
             self._login_gate.run(),
             self._budget.run(),
             self._database_watch.run(),
+            self._database_authorities.run(),
             self._telemetry.run(),
             self._keep_gauges(),
         )
@@ -214,7 +222,19 @@ class Pool:
 
     async def _prove(self, entry: str) -> Verdict:
         self._budget.wake()  # somebody waits, or will: the pool is about to be used
-        return await self._credentials.prove(entry)
+        verdict = await self._credentials.prove(entry)
+        if verdict is Verdict.ACCEPTED:
+            self._database_authorities.answered()
+        return verdict
+
+    async def _has_servers(self) -> bool:
+        """Say whether a pool is logged in at the database."""
+        for console in [engine.console for engine in self._engines.all if engine.console]:
+            with contextlib.suppress(psycopg.Error, TimeoutError):
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    if any(map(logged_in, await console.show_pools())):
+                        return True
+        return False
 
     def _slots(self) -> Slots | None:
         if not self._settings.shares_budget:
@@ -259,6 +279,11 @@ class Pool:
         snapshot = self._rendering.known.snapshot
         role = snapshot.entries[self._settings.database_name] if snapshot else ""
         return role, snapshot.database_logins[role] if snapshot else ""
+
+    def _tell_database_tls(self, index: int, event: Event) -> None:
+        # What the whole bundle mends is nothing to be told of.
+        if not self._database_authorities.saw(event):
+            self._database_tls.saw(index, event)
 
     def _tell_database_watch(self, _index: int, event: Event) -> None:
         self._database_watch.on_log_event(event)

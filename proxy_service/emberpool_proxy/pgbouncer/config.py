@@ -30,6 +30,7 @@ RUNNING_DATABASES_FILE = "running-databases.ini"
 CERTIFICATE_FILE = "client.crt"
 KEY_FILE = "client.key"
 CLIENT_CA_FILE = "ca.crt"  # what clients on the same machine verify by; in the run folder itself
+DATABASE_CA_FILE = "database-ca.crt"  # what PgBouncer verifies the database by; in the run folder itself
 AGENT_CONSOLES = 6  # they count as clients: what it watches by, those of commands that block, and the limits' two
 PEER_POOL_SIZE = 4  # cancel requests are rare and short
 # Server connections of a pool whose PgBouncer has just started: backends of the one before may not have ended yet.
@@ -132,6 +133,16 @@ def render_databases(settings: ProxySettings, entries: Mapping[str, str], terms:
         f"{connect_query_option()}\n"
         for entry, role in sorted(entries.items())
     )
+
+
+def bundle_path(settings: ProxySettings) -> Path:
+    """Return the file with all authorities that may verify the database."""
+    return Path(settings.server_tls_ca_file or SYSTEM_CA_FILE).absolute()
+
+
+def narrows_authorities(settings: ProxySettings) -> bool:
+    """Say whether PgBouncer reads DATABASE_CA_FILE instead of the bundle: not over a unix socket, which has no TLS."""
+    return settings.server_tls_mode.startswith("verify-") and not settings.database_host.startswith("/")
 
 
 def timeouts(settings: ProxySettings, terms: RunningTerms) -> dict[str, str]:
@@ -253,7 +264,8 @@ def _tls(settings: ProxySettings, run: Path) -> list[str]:
         ]
     lines.append(f"server_tls_sslmode = {settings.server_tls_mode}")
     if settings.server_tls_mode.startswith("verify-"):
-        lines.append(f"server_tls_ca_file = {settings.server_tls_ca_file or SYSTEM_CA_FILE}")
+        path = settings.run_path / DATABASE_CA_FILE if narrows_authorities(settings) else bundle_path(settings)
+        lines.append(f"server_tls_ca_file = {path}")
     return lines
 
 

@@ -71,6 +71,20 @@ class RunFolder:
             raise RunFolderUnusable(f"cannot write {target}: {error.strerror}") from error
         return target
 
+    def link(self, name: str, to: Path) -> Path:
+        """Let a name be a link to another file, in one step: what was there is never missing. Needs no room.
+
+        Raises RunFolderUnusable.
+        """
+        target, temporary = self.path / name, self.path / f".{name}.link"
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(to)
+            temporary.replace(target)
+        except OSError as error:
+            raise RunFolderUnusable(f"cannot write {target}: {error.strerror}") from error
+        return target
+
     def copy_program(self, program: Path) -> Path:
         """Copy a program that PgBouncer's user may not be able to reach (a cache below /root) into the folder."""
         target = self.path / program.name
