@@ -45,6 +45,7 @@ from .tasks import is_ready
 MOST_TASKS = 4
 FLOOR = 2
 SLOTS = 16
+MOST_OF_ALL = round(0.9 * SLOTS)
 BUDGET = MOST_TASKS * (FLOOR + AGENT_CONNECTIONS) + SLOTS
 BUDGET_NAME = "rig"
 MAX_CONNECTIONS = 100
@@ -260,6 +261,21 @@ class FleetRig:
         """Return when all slots are free and no connection of the fleet is left."""
         wait_until("connections of the fleet are left without any demand", self.is_quiet, BOUND_SECONDS)
         assert self.slots() == {}
+
+
+async def until(failure: str, fact: Callable[[], Any], within_seconds: float = BOUND_SECONDS) -> Any:
+    """Return the fact once it is true; `failure` is the sentence of the failure."""
+    end = time.monotonic() + within_seconds
+    while not (seen := await asyncio.to_thread(fact)):
+        assert time.monotonic() < end, f"{failure} (within {within_seconds:g} s)"
+        await asyncio.sleep(0.02)
+    return seen
+
+
+async def has_most(rig: FleetRig, task: Task) -> None:
+    """Return when the task has 90% of the slots and the server connections to go with them."""
+    await until(f"{task.host} did not get the slots", lambda: rig.held(task) >= MOST_OF_ALL)
+    await until(f"{task.host} does not use its slots", lambda: rig.backends().get(task.host, 0) >= FLOOR + MOST_OF_ALL)
 
 
 @contextmanager

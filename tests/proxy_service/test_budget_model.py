@@ -56,6 +56,17 @@ def test_one_more_connection_is_possible_where_the_database_cannot_tell_the_task
     assert max(outcome.most_connections for outcome in outcomes) <= lost_control_connections(0).budget
 
 
+def test_autoscaling_from_two_tasks_to_ten_and_back_keeps_every_promise() -> None:
+    """Eight tasks come one after the other while everybody is hungry, and leave again; nothing is lost on the way."""
+    hungry = [Fault(0.0, Kind.DEMAND, task, amount=40) for task in range(2)]
+    come = [Fault(1.0 + index, Kind.START_TASK) for index in range(8)]
+    work = [Fault(1.6 + index, Kind.DEMAND, 2 + index, amount=40) for index in range(8)]
+    leave = [Fault(14.0 + index, Kind.STOP_TASK, 2) for index in range(8)]
+    faults = tuple(sorted(hungry + come + work + leave, key=lambda fault: fault.at))
+    outcome = run(Plan(7, tasks=2, most_tasks=10, floor=2, slots=30, faults=faults, faults_seconds=24.0))
+    assert not outcome.broken, f"\n{shortest(outcome)}"
+
+
 def test_the_same_seed_is_the_same_world() -> None:
     """A printed seed is enough to see a failure again."""
     assert run(plan_of(3)) == run(plan_of(3))

@@ -11,8 +11,7 @@ from emberpool_local.pgbouncer.program import PgbouncerProgram
 
 from .backend_sampler import BackendSampler
 from .conftest import DATABASE, DATABASE_USER
-from .fleet_rig import BUDGET, BUDGET_NAME, MOST_TASKS, FleetRig, Task, demand, fleet_rig
-from .test_fleet_budget_tasks import until
+from .fleet_rig import BUDGET, BUDGET_NAME, MOST_TASKS, FleetRig, Task, demand, fleet_rig, until
 
 FLOOR = 3  # two processes with one entry each, and one connection for one that starts again
 SLOTS = BUDGET - MOST_TASKS * (FLOOR + 2)

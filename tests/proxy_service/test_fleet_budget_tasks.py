@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -17,11 +16,23 @@ from emberpool_proxy import metrics
 
 from .backend_sampler import BackendSampler
 from .conftest import DATABASE, DATABASE_USER
-from .fleet_rig import BUDGET, BUDGET_NAME, FLOOR, MAX_CONNECTIONS, MOST_TASKS, SLOTS, FleetRig, Task, demand, fleet_rig
+from .fleet_rig import (
+    BUDGET,
+    BUDGET_NAME,
+    FLOOR,
+    MAX_CONNECTIONS,
+    MOST_OF_ALL,
+    MOST_TASKS,
+    SLOTS,
+    FleetRig,
+    Task,
+    demand,
+    fleet_rig,
+    has_most,
+    until,
+)
 
 MANY = FLOOR + SLOTS + 10  # clients of one task that want more than there is
-MOST_OF_ALL = round(0.9 * SLOTS)
-BOUND_SECONDS = 20.0
 ROOM_LEFT = 5  # slots that the database still has room for
 RESERVED = 15  # the setting's default
 
@@ -48,21 +59,6 @@ def within_budget(rig: FleetRig, tasks: list[Task], tmp_path: Path) -> Iterator[
         yield sampler
     above = sampler.above(BUDGET) or sampler.above_slots(FLOOR, SLOTS)
     assert len(above) == 0, f"{sampler.summary()}\n{sampler.time_line(above[0].at, rig.notes)}"
-
-
-async def until(failure: str, fact: Callable[[], Any], within_seconds: float = BOUND_SECONDS) -> Any:
-    """Return the fact once it is true; `failure` is the sentence of the failure."""
-    end = time.monotonic() + within_seconds
-    while not (seen := await asyncio.to_thread(fact)):
-        assert time.monotonic() < end, f"{failure} (within {within_seconds:g} s)"
-        await asyncio.sleep(0.02)
-    return seen
-
-
-async def has_most(rig: FleetRig, task: Task) -> None:
-    """Return when the task has 90% of the slots and the server connections to go with them."""
-    await until(f"{task.host} did not get the slots", lambda: rig.held(task) >= MOST_OF_ALL)
-    await until(f"{task.host} does not use its slots", lambda: rig.backends().get(task.host, 0) >= FLOOR + MOST_OF_ALL)
 
 
 async def test_client_that_calls_itself_an_agent_is_counted_as_a_client(rig: FleetRig, tasks: list[Task]) -> None:

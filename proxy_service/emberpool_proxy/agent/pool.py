@@ -116,16 +116,17 @@ class Pool:
         self._telemetry.status.add("fleet", self._fleet.describe)
         self._telemetry.status.add("credentials", self._describe_credentials)
         self._read_at = 0.0  # when the credentials in use were read
-        self._database_authorities = DatabaseAuthorities(settings, login_turn, self._has_servers)
+        self._database_authorities = DatabaseAuthorities(
+            settings, login_turn, self._has_servers, DatabaseTlsFaults(settings).saw
+        )
         self._database_watch = DatabaseWatch(
             settings, engines, health, self._probe_login, login_turn, self._database_authorities.check
         )
-        self._database_tls = DatabaseTlsFaults(settings)
         for callback in (
             self._telemetry.counts.count_event,
             self._refusals.count,
             self._tell_credentials,
-            self._tell_database_tls,
+            self._database_authorities.saw,
             self._tell_database_watch,
         ):
             engines.on_log_event(callback)
@@ -279,11 +280,6 @@ class Pool:
         snapshot = self._rendering.known.snapshot
         role = snapshot.entries[self._settings.database_name] if snapshot else ""
         return role, snapshot.database_logins[role] if snapshot else ""
-
-    def _tell_database_tls(self, index: int, event: Event) -> None:
-        # What the whole bundle mends is nothing to be told of.
-        if not self._database_authorities.saw(event):
-            self._database_tls.saw(index, event)
 
     def _tell_database_watch(self, _index: int, event: Event) -> None:
         self._database_watch.on_log_event(event)

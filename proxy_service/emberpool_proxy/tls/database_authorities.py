@@ -42,7 +42,8 @@ class DatabaseAuthorities:
     """Keeps PgBouncer's file of the database's authorities.
 
     `turn` is shared with whoever else connects to the database for the agent. `is_in_use` says whether a pool has
-    connections: a paused database is not to be woken for this.
+    connections: a paused database is not to be woken for this. `tell` gets the events of `saw`, without those that the
+    whole bundle mends.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class DatabaseAuthorities:
         settings: ProxySettings,
         turn: asyncio.Lock,
         is_in_use: Callable[[], Awaitable[bool]],
+        tell: Callable[[int, Event], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._turn = turn
         self._is_in_use = is_in_use
+        self._tell = tell
         self._clock = clock
         self._is_kept = narrows_authorities(settings)
         self._bundle_path = bundle_path(settings)
@@ -69,6 +72,7 @@ class DatabaseAuthorities:
         self._not_before = 0.0
         self._faults = 0
         self._widened_at = -IN_FLIGHT_SECONDS
+        self._withheld: tuple[int, Event] | None = None
 
     def begin(self) -> None:
         """Let the file be the whole bundle, for a PgBouncer that is to start. Raises RunFolderUnusable."""
@@ -81,13 +85,15 @@ class DatabaseAuthorities:
         if not self._is_settled:
             self._woken.set()
 
-    def saw(self, event: Event) -> bool:
-        """Take an event of PgBouncer's log; return whether it is about a file that is the whole bundle again by now."""
-        if not isinstance(event, ServerUnreachable) or "certificate verify failed" not in event.reason:
-            return False
-        if self._is_narrow:
-            self._fault()
-        return self._clock() - self._widened_at < IN_FLIGHT_SECONDS
+    def saw(self, index: int, event: Event) -> None:
+        """Take an event of the log of PgBouncer `index`."""
+        if isinstance(event, ServerUnreachable) and "certificate verify failed" in event.reason:
+            if self._is_narrow:
+                self._fault()
+            if self._clock() - self._widened_at < IN_FLIGHT_SECONDS:
+                self._withheld = (index, event)
+                return
+        self._tell(index, event)
 
     async def check(self) -> None:
         """Look whether the file still verifies the database, which may be another one after an outage."""
@@ -154,9 +160,15 @@ class DatabaseAuthorities:
         except RunFolderUnusable as error:
             logger.warning("%s; pgbouncer verifies the database by all of %s", error, self._bundle_path)
             self._try_later()
+        except ssl.SSLCertVerificationError:
+            self._try_later()
+            if self._withheld:
+                self._tell(*self._withheld)
+                self._withheld = None
         except NO_ANSWER:
             self._try_later()
         else:
+            self._withheld = None
             self._stamp, self._is_settled, self._pause_seconds = stamp, True, 0.0
 
     def _try_later(self) -> None:
