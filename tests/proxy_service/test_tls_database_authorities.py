@@ -7,9 +7,9 @@ import json
 import os
 import signal
 import ssl
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,15 @@ from emberpool_local.host.server_user import give_to, server_user
 from emberpool_local.host.temp_folder import TempFolder
 from emberpool_local.postgres.program import find_postgres
 from emberpool_local.postgres.server import EmbeddedPostgres
-from emberpool_proxy.pgbouncer.config import bundle_path, narrows_authorities
+from emberpool_proxy.pgbouncer.config import DATABASE_CA_FILE, bundle_path, narrows_authorities
+from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import ProxySettings
 from emberpool_proxy.tls.authority import Authority, utc_now
-from emberpool_proxy.tls.database_authorities import MOST_KEPT, authorities_to_keep
-from emberpool_proxy.tls.database_chain import Bundle, Trusted, verified_chain
+from emberpool_proxy.tls.database_authorities import MOST_KEPT, DatabaseAuthorities
+from emberpool_proxy.tls.database_chain import Bundle, verified_chain
 
 from .bare_pgbouncer import DATABASE, ROLE, ROLE_PASSWORD, add_role
-from .conftest import Proxy, wait_until
+from .conftest import BOUND_SECONDS, Proxy, wait_until
 
 FIRST, SECOND, STRANGER = (Authority.make(utc_now()) for _ in range(3))
 OTHERS = tuple(Authority.make(utc_now()) for _ in range(MOST_KEPT))
@@ -129,7 +130,15 @@ def database_with_tls(running_database: Database) -> Database:
 
 
 @pytest.fixture
-def pool(database_with_tls: Database, make_proxy: Callable[..., Proxy]) -> Pool:
+def pool(new_pool: Pool) -> Pool:
+    """A pool that is ready."""
+    new_pool.proxy.start_ready()
+    return new_pool
+
+
+@pytest.fixture
+def new_pool(database_with_tls: Database, make_proxy: Callable[..., Proxy]) -> Pool:
+    """A pool that has not been started."""
     proxy = make_proxy(
         server_tls_mode="verify-full",
         server_tls_ca_file=database_with_tls.bundle,
@@ -140,7 +149,7 @@ def pool(database_with_tls: Database, make_proxy: Callable[..., Proxy]) -> Pool:
         query_wait_seconds=2,
         agent_tick_seconds=0.1,
     )
-    return Pool(proxy.start_ready(), database_with_tls)
+    return Pool(proxy, database_with_tls)
 
 
 @dataclass
@@ -172,9 +181,11 @@ class Pool:
             row = connection.execute("select ssl from pg_stat_ssl where pid = pg_backend_pid()").fetchone()
         return row == (True,)
 
+    def messages(self) -> list[str]:
+        return [line["message"] for line in self.proxy.log_lines()]
+
     def advice(self) -> list[str]:
-        words = "is not signed by an authority in"
-        return [line["message"] for line in self.proxy.log_lines() if words in line["message"]]
+        return [message for message in self.messages() if "is not signed by an authority in" in message]
 
 
 def test_pgbouncer_reads_only_what_verifies_the_database(pool: Pool) -> None:
@@ -196,6 +207,49 @@ def test_certificate_of_another_root_of_the_bundle_goes_on_at_once(pool: Pool) -
     assert pool.ask()
     assert pool.holds(FIRST, SECOND)
     assert pool.advice() == []
+
+
+def test_database_that_comes_back_with_another_root_is_seen_before_the_first_login(pool: Pool) -> None:
+    """After an outage PgBouncer never tries with a file that does not verify the database."""
+    wait_until("the file is still the whole bundle", lambda: pool.holds(FIRST))
+    assert pool.ask()
+    with outage(pool.database):
+        assert_served_after_outage(pool, SECOND)
+    wait_until("the file does not follow", lambda: pool.holds(FIRST, SECOND))
+    assert [message for message in pool.messages() if "TLS handshake error" in message] == []
+
+
+def test_database_that_was_away_at_the_start_is_looked_at_before_the_first_login(new_pool: Pool) -> None:
+    """The clients that waited for it all come at once: PgBouncer is not to read the whole bundle for each of them."""
+    with outage(new_pool.database):
+        new_pool.proxy.start_ready()
+        assert_served_after_outage(new_pool, FIRST)
+    assert new_pool.holds(FIRST)
+    wait_until("nobody said it", lambda: "the database is back" in new_pool.messages())
+    messages = new_pool.messages()
+    narrowed = messages.index("pgbouncer verifies the database by the authorities that it needs")
+    assert narrowed < messages.index("the database is back")
+
+
+@contextmanager
+def outage(database: Database) -> Iterator[None]:
+    """Begin with a database that is stopped, end with one that runs."""
+    database.server.stop()
+    try:
+        yield
+    finally:
+        if not database.server.is_running:
+            database.server.start()
+
+
+def assert_served_after_outage(pool: Pool, root: Authority) -> None:
+    """Have a client wait while the database is away, and start it with a certificate of `root`."""
+    with ThreadPoolExecutor(1) as somebody:
+        waiting = somebody.submit(answers, pool)
+        wait_until("nobody saw it", lambda: "the database is away: new work waits until it is back" in pool.messages())
+        certify(pool.database.folder, root)
+        pool.database.server.start()
+    assert waiting.result() or answers(pool)
 
 
 def test_root_that_is_not_in_the_bundle_is_refused(pool: Pool) -> None:
@@ -250,58 +304,48 @@ def test_looking_at_the_certificate_is_no_connection_and_no_fault(database_with_
     assert {root} == der(FIRST)
     text = database.server.log_path.read_text()[begun:]
     said = [json.loads(line)["message"] for line in text.splitlines()]
-    assert [words for words in said if not words.startswith(("connection ", "disconnection"))] == []
+    complaints = ("SSL", "startup packet", "could not", "reset", "EOF")
+    assert [words for words in said if any(each in words for each in complaints)] == []
 
 
-# --- which of them, and when ---
+async def test_sleeping_database_is_left_alone(database_with_tls: Database) -> None:
+    """While no pool has a connection nobody asks the database; as soon as one has, the file follows."""
+    given = settings(
+        server_tls_mode="verify-full",
+        server_tls_ca_file=str(database_with_tls.bundle),
+        database_port=database_with_tls.server.port,
+        agent_tick_seconds=0.1,
+        run_as_user=server_user() or "nobody",
+        run_folder=str(database_with_tls.folder / "run"),
+    )
+    RunFolder.prepare(given.run_path, given.run_as_user)
+    asked: list[bool] = []
+    is_in_use = False
+
+    async def tell() -> bool:
+        asked.append(is_in_use)
+        return is_in_use
+
+    kept = DatabaseAuthorities(given, asyncio.Lock(), tell, lambda *_: None)
+    kept.begin()
+    file = given.run_path / DATABASE_CA_FILE
+    begun = database_with_tls.server.log_path.stat().st_size
+    running = asyncio.create_task(kept.run())
+    try:
+        await wait_until_async(lambda: len(asked) >= 3)
+        assert "connection received" not in database_with_tls.server.log_path.read_text()[begun:]
+        assert file.resolve() == database_with_tls.bundle.resolve()
+        is_in_use = True
+        await wait_until_async(lambda: not file.is_symlink())
+    finally:
+        running.cancel()
+    assert Bundle.read(file, given).certificates == der(FIRST)
 
 
-def trusted(common_name: str, region: str = "", years: float = 10.0) -> Trusted:
-    subject = (("organizationName", "Amazon Web Services, Inc."), ("localityName", region), ("commonName", common_name))
-    return Trusted(f"{common_name}/{region}/{years}".encode(), subject, time.time() + years * 365 * 86400)
-
-
-RDS = tuple(
-    trusted(f"Amazon RDS {region} Root CA {algorithm} G1")
-    for region in ("eu-west-1", "eu-west-2", "us-east-1", "us-gov-east-1")
-    for algorithm in ("RSA2048", "RSA4096", "ECC384")
-)
-
-
-def names(kept: tuple[bytes, ...]) -> list[str]:
-    return [each.decode().split("/")[0] for each in kept]
-
-
-def test_regions_other_roots_are_kept() -> None:
-    """All three roots of the database's region stay, whichever it has now, and none of another region."""
-    kept = authorities_to_keep(RDS, (b"leaf", RDS[5].der), (), time.time())
-    wanted = [f"Amazon RDS eu-west-2 Root CA {algorithm} G1" for algorithm in ("ECC384", "RSA2048", "RSA4096")]
-    assert names(kept) == wanted
-
-
-def test_next_generation_is_kept_but_nothing_that_has_expired() -> None:
-    """G2 is likely to be the next one; a certificate that ended verifies nobody."""
-    newer = trusted("Amazon RDS eu-west-1 Root CA RSA2048 G2")
-    expired = trusted("Amazon RDS eu-west-1 Root CA RSA2048 G0", years=-1)
-    kept = authorities_to_keep((*RDS, newer, expired), (b"leaf", RDS[0].der), (), time.time())
-    assert newer.der in kept
-    assert expired.der not in kept
-
-
-def test_many_of_one_family_are_not_all_kept() -> None:
-    """The chain's own come first, the root before all."""
-    many = tuple(trusted(f"Root CA {number}") for number in range(100))
-    kept = authorities_to_keep(many, (b"leaf", many[70].der, many[50].der), (many[9].der,), time.time())
-    assert kept[:3] == (many[50].der, many[70].der, many[9].der)
-    assert len(kept) == MOST_KEPT
-
-
-@pytest.mark.parametrize(
-    "chain", [(), (b"leaf", b"a root that is not in the bundle")], ids=["Python does not tell", "unknown root"]
-)
-def test_bundle_stays_whole_when_the_root_is_not_known(chain: tuple[bytes, ...]) -> None:
-    """What cannot be told is not guessed."""
-    assert authorities_to_keep(RDS, chain, (), time.time()) == ()
+async def wait_until_async(fact: Callable[[], bool]) -> None:
+    async with asyncio.timeout(BOUND_SECONDS):
+        while not fact():  # noqa: ASYNC110 (files have no events)
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,11 @@ FRESH_SECONDS = 0.3  # a view of the fleet that is older does not say which slot
 HUNGRY_LOOK_SECONDS = 0.25
 HOLDING_LOOK_SECONDS = 0.75
 CONTENT_VIEW_SECONDS = 5.0  # while nobody lacks anything: for those who watch the numbers
-SECONDS_PER_SESSION = 0.02  # between two looks of a task: all tasks together make 50 a second at most
+# Between two looks of a task, for each task of the fleet. All together make 50 views a second at most (with 500 tasks
+# that is a third of a core of the database), and 10 while nobody lacks anything; of the cheap question 500.
+SECONDS_PER_SESSION = 0.02
+CONTENT_SECONDS_PER_SESSION = 0.1
+QUESTION_SECONDS_PER_SESSION = 0.002
 JITTER = 0.25
 NEVER = float("-inf")
 
@@ -95,15 +99,19 @@ def _answered(pace: Pace, mood: Mood) -> Pace:
 def look_seconds(mood: Mood) -> float:
     """Return the time between two looks: what this task needs, or what the database can bear of the whole fleet."""
     if mood.is_hungry or mood.is_pressed:
-        seconds = HUNGRY_LOOK_SECONDS
-    else:
-        seconds = HOLDING_LOOK_SECONDS if mood.is_holding else CONTENT_VIEW_SECONDS
-    return max(seconds, mood.sessions * SECONDS_PER_SESSION)
+        return max(HUNGRY_LOOK_SECONDS, mood.sessions * SECONDS_PER_SESSION)
+    if mood.is_holding:
+        return max(HOLDING_LOOK_SECONDS, mood.sessions * QUESTION_SECONDS_PER_SESSION)
+    return _content_seconds(mood)
+
+
+def _content_seconds(mood: Mood) -> float:
+    return max(CONTENT_VIEW_SECONDS, mood.sessions * CONTENT_SECONDS_PER_SESSION)
 
 
 def _is_question_enough(mood: Mood) -> bool:
     """Whether to ask only if anybody is hungry: that costs the same however large the fleet is."""
-    return not (mood.is_hungry or mood.is_pressed) and mood.now - mood.view_at < CONTENT_VIEW_SECONDS
+    return not (mood.is_hungry or mood.is_pressed) and mood.now - mood.view_at < _content_seconds(mood)
 
 
 def _wait_seconds(pace: Pace, mood: Mood, tick_seconds: float) -> float:

@@ -102,14 +102,14 @@ with locks as materialized (
   from (select address, is_agents, usesysid in (select oid from fleet_roles) as is_fleets from clients) as c
   group by address
 )
-select pid, slots, terms, missing, (select address from clients where clients.pid = sessions.pid),
+select pid, slots, terms, missing, address,
   (select json_object_agg(address, pool) from counted where pool > 0),
   (select sum(others) from counted)::int8, current_setting('max_connections')::int,
   current_setting('superuser_reserved_connections')::int
     + coalesce(current_setting('reserved_connections', true), '0')::int
     + coalesce(current_setting('rds.rds_superuser_reserved_connections', true), '0')::int,
   pg_is_in_recovery()
-from sessions"""
+from sessions left join clients using (pid)"""
 )
 
 

@@ -29,10 +29,12 @@ MOST_KEPT = 8  # each costs PgBouncer 0.2 ms at a login
 # RDS has three roots a region, of which an instance has one at a time: "Amazon RDS eu-west-1 Root CA RSA2048 G1".
 ALGORITHM = re.compile(r"(?:RSA|ECC|ECDSA|EC|EDDSA|ED)-?\d*", re.IGNORECASE)
 GENERATION = re.compile(r"[A-Z]?\d{1,4}|CA", re.IGNORECASE)
+CHECK_SECONDS = 1.0  # clients wait meanwhile
 LONGEST_PAUSE_SECONDS = 60.0
 # The file narrowed, PgBouncer did not verify the database by it: the next time is later, twice as late each time.
 LONGEST_PAUSE_AFTER_FAULT_SECONDS = 3600.0
 IN_FLIGHT_SECONDS = 0.5  # a login that began with the earlier file has failed by then
+UNVERIFIED = ("certificate verify failed", "certificate has expired")
 NO_ANSWER = (OSError, EOFError, TimeoutError)  # ssl.SSLError is an OSError
 
 Stamp = tuple[int, int, int, int]
@@ -71,13 +73,14 @@ class DatabaseAuthorities:
         self._pause_seconds = 0.0
         self._not_before = 0.0
         self._faults = 0
+        self._held_until = 0.0
         self._widened_at = -IN_FLIGHT_SECONDS
         self._withheld: tuple[int, Event] | None = None
 
     def begin(self) -> None:
         """Let the file be the whole bundle, for a PgBouncer that is to start. Raises RunFolderUnusable."""
         if self._is_kept:
-            self._widen(RunFolder.prepare(self._settings.run_path, self._settings.run_as_user))
+            self._widen()
 
     def answered(self) -> None:
         """Hear that the database took a login just now: asking for its certificate wakes nobody."""
@@ -87,21 +90,25 @@ class DatabaseAuthorities:
 
     def saw(self, index: int, event: Event) -> None:
         """Take an event of the log of PgBouncer `index`."""
-        if isinstance(event, ServerUnreachable) and "certificate verify failed" in event.reason:
-            if self._is_narrow:
+        if isinstance(event, ServerUnreachable) and any(words in event.reason for words in UNVERIFIED):
+            is_new = self._clock() - self._widened_at >= IN_FLIGHT_SECONDS
+            if self._is_narrow and is_new:
                 self._fault()
-            if self._clock() - self._widened_at < IN_FLIGHT_SECONDS:
+                is_new = False
+            if not is_new:
                 self._withheld = (index, event)
                 return
         self._tell(index, event)
 
     async def check(self) -> None:
-        """Look whether the file still verifies the database, which may be another one after an outage."""
-        if not self._is_narrow:
-            return
+        """Look at a database that is back: it may be another one, or the first that the agent sees."""
         try:
-            context = Bundle.read(self._path, self._settings).context
-            await verified_chain(self._settings, context, self._turn)
+            async with asyncio.timeout(CHECK_SECONDS):
+                if self._is_narrow:
+                    context = Bundle.read(self._path, self._settings).context
+                    await verified_chain(self._settings, context, self._turn)
+                elif self._is_kept and not self._is_settled and not self._is_on_hold:
+                    await self._look()
         except ssl.SSLCertVerificationError:
             self._fault()
         except NO_ANSWER:
@@ -118,10 +125,15 @@ class DatabaseAuthorities:
                     await self._woken.wait()
             self._woken.clear()
             self._follow_bundle()
-            if self._is_settled or self._clock() < self._not_before:
+            if self._is_settled or self._is_on_hold or self._clock() < self._not_before:
                 continue
             if self._is_awake or await self._is_in_use():
                 await self._look()
+
+    @property
+    def _is_on_hold(self) -> bool:
+        """Whether the file is to be the whole bundle for a while: narrowed, it did not hold."""
+        return self._clock() < self._held_until
 
     async def _take_over(self) -> None:
         """Take the file as an agent before this one left it; the bundle may have changed since."""
@@ -129,6 +141,7 @@ class DatabaseAuthorities:
             if not self._path.exists():
                 self._widen_or_say()
             return
+        self._stamp = _stamp(self._bundle_path)
         try:
             bundle = await self._read(self._bundle_path)
             if not (await self._read(self._path)).certificates <= bundle.certificates:
@@ -141,7 +154,7 @@ class DatabaseAuthorities:
         if stamp is None or stamp == self._stamp or self._stamp is None:
             return  # a bundle that is gone takes nobody's trust away: whoever replaces it writes a new one
         self._stamp, self._is_settled = None, False
-        self._pause_seconds = self._not_before = 0.0
+        self._pause_seconds = self._not_before = self._held_until = 0.0
         if self._is_narrow:
             self._widen_or_say()
 
@@ -181,8 +194,8 @@ class DatabaseAuthorities:
         self._is_settled, self._is_awake = False, True
         pause = min(2.0**self._faults, LONGEST_PAUSE_AFTER_FAULT_SECONDS)
         self._faults += 1
-        now = self._clock()
-        self._widened_at, self._not_before = now, now + pause
+        self._widened_at = self._clock()
+        self._held_until = self._widened_at + pause
         logger.warning(
             "the database's certificate is not of the authorities that it was of: pgbouncer verifies it by all of %s",
             self._bundle_path,
@@ -196,13 +209,14 @@ class DatabaseAuthorities:
         fields = {"authorities": text.count("BEGIN CERTIFICATE"), "of": out_of}
         logger.info("pgbouncer verifies the database by the authorities that it needs", extra={"fields": fields})
 
-    def _widen(self, folder: RunFolder) -> None:
+    def _widen(self) -> None:
+        folder = RunFolder.existing(self._settings.run_path, self._settings.run_as_user)
         folder.link(DATABASE_CA_FILE, self._bundle_path)
         self._is_narrow = False
 
     def _widen_or_say(self) -> None:
         try:
-            self._widen(RunFolder.existing(self._settings.run_path, self._settings.run_as_user))
+            self._widen()
         except RunFolderUnusable as error:
             logger.error("%s; pgbouncer verifies the database by the authorities in there", error)
 
