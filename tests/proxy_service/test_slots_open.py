@@ -147,7 +147,8 @@ async def test_database_that_is_away_may_come_back(database: EmbeddedPostgres) -
 
 async def test_server_that_never_answers_a_login_is_given_up(database: EmbeddedPostgres) -> None:
     """A port that takes connections and says nothing costs no more than the deadline."""
-    silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    kept: list[object] = []  # a stream that nobody has is closed
+    silent = await asyncio.start_server(lambda *streams: kept.append(streams), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     slots = slots_of(fleet_settings(database, "silent", database_port=port), deadline_seconds=0.3)
     with pytest.raises(TimeoutError):
