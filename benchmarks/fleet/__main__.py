@@ -6,27 +6,23 @@ How fast slots follow a burst, what skewed load gets of a shared budget, and wha
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from benchmarks.command import at_least_one, line_results, machine_line, make_console, write_results
 from benchmarks.fleet import coordination, reaction, simulated, skew, tables
+from benchmarks.lines import Line, show
 from benchmarks.proxy.clients import allow_descriptors
-from benchmarks.proxy.tables import Line, as_json, show
-from rich.console import Console
 
 from emberpool_local.burst.machine import this_machine
-from emberpool_local.burst.results import Machine
 from emberpool_local.host.temp_folder import TempFolder
 from emberpool_local.pgbouncer.program import PgbouncerProgram, find_pgbouncer
 from emberpool_local.postgres.program import find_postgres
 
-PLAIN_WIDTH = 140  # of a pipe or a file
 PARTS = ("reaction", "skew", "cost", "simulated")
 DESCRIPTORS_PER_TASK = 4
 SPARE_DESCRIPTORS = 1000
@@ -48,21 +44,18 @@ class Options:
 def main() -> None:
     """Measure, print, and write the JSON file."""
     options = _options()
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = make_console()
     allow_descriptors(options.simulated_tasks * DESCRIPTORS_PER_TASK + SPARE_DESCRIPTORS)
     pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
     machine = this_machine(str(find_postgres().version), ".".join(map(str, pgbouncer.version)))
-    console.print(_machine_line(machine), highlight=False)
+    console.print(machine_line(machine))
     began = time.monotonic()
     with TempFolder("bench") as folder:
         lines = _measured(options, pgbouncer, folder)
     seconds = time.monotonic() - began
     show(console, lines)
-    console.print(_method(options, seconds), highlight=False)
-    if options.output:
-        results: dict[str, Any] = {"machine": asdict(machine), "options": asdict(options) | {"output": None}}
-        results |= {"load_average": os.getloadavg(), "lines": as_json(lines), "seconds": round(seconds, 1)}
-        options.output.write_text(json.dumps(results, indent=2) + "\n")
+    console.print(_method(options, seconds))
+    write_results(options.output, line_results(machine, options, lines, seconds))
     sys.exit(any(line.is_met is False for line in lines))
 
 
@@ -74,11 +67,6 @@ def _measured(options: Options, pgbouncer: PgbouncerProgram, folder: Path) -> li
         "simulated": lambda: tables.simulated_lines(simulated.measure(options.simulated_tasks, options.cost_seconds)),
     }
     return [line for part in options.parts for line in parts[part]()]
-
-
-def _machine_line(machine: Machine) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    return f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.system}; {versions}"
 
 
 def _method(options: Options, seconds: float) -> str:
@@ -95,11 +83,11 @@ def _method(options: Options, seconds: float) -> str:
 def _options() -> Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="may be given several times (default: all)")
-    parser.add_argument("--repetitions", type=_at_least_one, default=7, help="bursts and blocks (default 7)")
-    parser.add_argument("--block-seconds", type=_at_least_one, default=10, help="skew: each block (default 10)")
+    parser.add_argument("--repetitions", type=at_least_one, default=7, help="bursts and blocks (default 7)")
+    parser.add_argument("--block-seconds", type=at_least_one, default=10, help="skew: each block (default 10)")
     parser.add_argument("--cost-seconds", type=float, default=10.0, help="cost: each phase (default 10)")
-    parser.add_argument("--tasks", type=_at_least_one, nargs="+", default=[2, 10], help="cost: fleets (default 2 10)")
-    parser.add_argument("--simulated-tasks", type=_at_least_one, default=500, help="(default 500)")
+    parser.add_argument("--tasks", type=at_least_one, nargs="+", default=[2, 10], help="cost: fleets (default 2 10)")
+    parser.add_argument("--simulated-tasks", type=at_least_one, default=500, help="(default 500)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write all repetitions to this file (JSON)")
     given = parser.parse_args()
     if given.block_seconds <= skew.LEAD_IN_SECONDS:
@@ -113,13 +101,6 @@ def _options() -> Options:
         simulated_tasks=given.simulated_tasks,
         output=given.output,
     )
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

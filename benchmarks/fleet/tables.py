@@ -8,8 +8,8 @@ from benchmarks.fleet import reaction, skew
 from benchmarks.fleet.coordination import Cost, Costs
 from benchmarks.fleet.reaction import Reaction, Reactions
 from benchmarks.fleet.skew import Block
-from benchmarks.layer.series import ratios
-from benchmarks.proxy.tables import Line
+from benchmarks.lines import Line
+from benchmarks.series import ratios
 
 GOAL_REACTION_SECONDS = 1.0
 GOAL_SKEW_RATIO = 0.95

@@ -6,14 +6,13 @@ Warm path, cold start, import time: ratios with their spread over alternating re
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import at_least_one, machine_line, make_console, write_results
 from benchmarks.layer import cold_start, import_time, tables, warm_path
 from benchmarks.layer.cores import Cores
 from rich.console import Console
@@ -23,7 +22,6 @@ from emberpool_local.host.temp_folder import TempFolder
 from emberpool_local.pgbouncer.program import find_pgbouncer
 from emberpool_local.postgres.program import find_postgres
 
-PLAIN_WIDTH = 140  # of a pipe or a file
 PARTS = ("warm", "imports", "cold")
 
 
@@ -44,19 +42,18 @@ def main() -> None:
     """Measure, print, and write the JSON file."""
     options = _options()
     began = time.monotonic()
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = make_console()
     cores = Cores.chosen()
     pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
     machine = this_machine(str(find_postgres().version), ".".join(map(str, pgbouncer.version)))
-    console.print(tables.machine_line(machine), cores.text(), sep="\n", highlight=False)
+    console.print(machine_line(machine), cores.text(), sep="\n")
     results: dict[str, Any] = {"machine": asdict(machine), "cores": cores.text()}
     with TempFolder("bench") as folder:
         for part in options.parts:
             results[part] = _measured(part, options, cores, folder, console)
     results["seconds"] = round(time.monotonic() - began, 1)
-    console.print(f"\nmeasured in {results['seconds']:.0f} s", highlight=False)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    console.print(f"\nmeasured in {results['seconds']:.0f} s")
+    write_results(options.json, results)
 
 
 def _measured(part: str, options: Options, cores: Cores, folder: Path, console: Console) -> Mapping[str, Any]:
@@ -80,9 +77,9 @@ def _measured(part: str, options: Options, cores: Cores, folder: Path, console: 
 def _options() -> Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layer", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="may be given several times (default: all)")
-    parser.add_argument("--repetitions", type=_at_least_one, default=7, help="warm path and imports (default 7)")
-    parser.add_argument("--cold-repetitions", type=_at_least_one, default=5, help="cold starts (default 5)")
-    parser.add_argument("--invocations", type=_at_least_one, default=1000, help="warm path: per repetition and way")
+    parser.add_argument("--repetitions", type=at_least_one, default=7, help="warm path and imports (default 7)")
+    parser.add_argument("--cold-repetitions", type=at_least_one, default=5, help="cold starts (default 5)")
+    parser.add_argument("--invocations", type=at_least_one, default=1000, help="warm path: per repetition and way")
     parser.add_argument(
         "--delay-ms", type=float, action="append", help="cold start: delay of a round trip (default: 0 and 2)"
     )
@@ -97,13 +94,6 @@ def _options() -> Options:
         own_imports=cold_start.OWN_IMPORTS,
         json=given.json,
     )
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

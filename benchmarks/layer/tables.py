@@ -8,12 +8,10 @@ from typing import Any
 from benchmarks.layer import cold_start, import_time, warm_path
 from benchmarks.layer.cold_start import ColdStart, Setting, Start
 from benchmarks.layer.cores import Cores
-from benchmarks.layer.series import Spread, differences, ratios
 from benchmarks.layer.warm_path import WarmPath
+from benchmarks.series import Spread, differences, ratios
 from rich.console import Console
 from rich.table import Table
-
-from emberpool_local.burst.results import Machine
 
 GOAL_OVERHEAD_US = 20.0
 GOAL_COLD_START_RATIO = 0.6
@@ -21,11 +19,6 @@ OWN_IMPORTS_TEXT = {
     "powertools": "the function itself imports Powertools' Logger and Metrics",
     "boto3": "the function itself imports Powertools' Logger and Metrics, and makes a boto3 client of SQS",
 }
-
-
-def machine_line(machine: Machine) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    return f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.system}; {versions}"
 
 
 def show_warm_path(console: Console, warm: WarmPath, cores: Cores) -> None:

@@ -6,25 +6,22 @@ Throughput, logins, memory, start, and what the agent costs: ratios with their s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from benchmarks.command import at_least_one, line_results, machine_line, make_console, write_results
+from benchmarks.lines import Line, show
 from benchmarks.proxy import storms, tables, throughput
 from benchmarks.proxy.clients import allow_descriptors
 from benchmarks.proxy.pair import Database, running_database
-from rich.console import Console
 
 from emberpool_local.burst.machine import this_machine
-from emberpool_local.burst.results import Machine
 from emberpool_local.host.temp_folder import TempFolder
 from emberpool_local.pgbouncer.program import PgbouncerProgram, find_pgbouncer
 
-PLAIN_WIDTH = 140  # of a pipe or a file
 PARTS = ("throughput", "storms")
 SPARE_DESCRIPTORS = 200
 
@@ -45,27 +42,24 @@ class Options:
 def main() -> None:
     """Measure, print, and write the JSON file."""
     options = _options()
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = make_console()
     if allow_descriptors(options.clients + SPARE_DESCRIPTORS) < options.clients + SPARE_DESCRIPTORS:
         sys.exit(f"error: the limit of open files is below {options.clients} clients\n next: ulimit -Hn, or --clients")
     began = time.monotonic()
     pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
     with running_database() as database, TempFolder("bench") as folder:
         machine = this_machine(str(database.postgres.program.version), ".".join(map(str, pgbouncer.version)))
-        _say(console, _machine_line(machine))
+        console.print(machine_line(machine))
         lines = _measured(options, database, pgbouncer, folder)
     seconds = time.monotonic() - began
-    tables.show(console, lines)
-    _say(console, _method(options, seconds))
-    if options.output:
-        results: dict[str, Any] = {"machine": asdict(machine), "options": asdict(options) | {"output": None}}
-        results |= {"load_average": os.getloadavg(), "lines": tables.as_json(lines), "seconds": round(seconds, 1)}
-        options.output.write_text(json.dumps(results, indent=2) + "\n")
+    show(console, lines)
+    console.print(_method(options, seconds))
+    write_results(options.output, line_results(machine, options, lines, seconds))
     sys.exit(any(line.is_met is False for line in lines))
 
 
-def _measured(options: Options, database: Database, pgbouncer: PgbouncerProgram, folder: Path) -> list[tables.Line]:
-    lines: list[tables.Line] = []
+def _measured(options: Options, database: Database, pgbouncer: PgbouncerProgram, folder: Path) -> list[Line]:
+    lines: list[Line] = []
     if "throughput" in options.parts:
         rates = throughput.measure(database, pgbouncer, folder, options.repetitions, options.block_seconds)
         lines += tables.throughput_lines(rates)
@@ -73,11 +67,6 @@ def _measured(options: Options, database: Database, pgbouncer: PgbouncerProgram,
         found = storms.measure(database, pgbouncer, options.storms, options.clients, options.hold_seconds)
         lines += tables.storm_lines(found, options.clients)
     return lines
-
-
-def _machine_line(machine: Machine) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    return f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, {machine.system}; {versions}"
 
 
 def _method(options: Options, seconds: float) -> str:
@@ -94,10 +83,10 @@ def _method(options: Options, seconds: float) -> str:
 def _options() -> Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proxy", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="may be given several times (default: all)")
-    parser.add_argument("--repetitions", type=_at_least_one, default=12, help="throughput: blocks (default 12)")
-    parser.add_argument("--block-seconds", type=_at_least_one, default=1, help="throughput: each block (default 1)")
-    parser.add_argument("--storms", type=_at_least_one, default=5, help="storms of logins (default 5)")
-    parser.add_argument("--clients", type=_at_least_one, default=5000, help="clients of a storm (default 5000)")
+    parser.add_argument("--repetitions", type=at_least_one, default=12, help="throughput: blocks (default 12)")
+    parser.add_argument("--block-seconds", type=at_least_one, default=1, help="throughput: each block (default 1)")
+    parser.add_argument("--storms", type=at_least_one, default=5, help="storms of logins (default 5)")
+    parser.add_argument("--clients", type=at_least_one, default=5000, help="clients of a storm (default 5000)")
     parser.add_argument("--hold-seconds", type=float, default=10.0, help="how long the agent is watched (default 10)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write all repetitions to this file (JSON)")
     given = parser.parse_args()
@@ -112,17 +101,6 @@ def _options() -> Options:
         hold_seconds=given.hold_seconds,
         output=given.output,
     )
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""The goals beside what was measured in this run, and the JSON of it."""
+"""The goals beside what was measured of one task in this run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
-from benchmarks.layer.series import Spread, ratios
+from benchmarks.lines import Line
 from benchmarks.proxy import throughput
 from benchmarks.proxy.storms import Repetition
 from benchmarks.proxy.throughput import Block, Throughput
-from rich.console import Console
-from rich.table import Table
+from benchmarks.series import ratios
 
 GOAL_THROUGHPUT_RATIO = 0.97
 GOAL_LOGIN_RATIO = 0.95
@@ -20,31 +17,6 @@ GOAL_TASK_MIB = 450.0
 GOAL_AGENT_CPU_PERCENT = 2.0
 GOAL_AGENT_MIB = 80.0
 GOAL_START_SECONDS = 1.5
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table; the goal is met when the median is. Without a goal it is for information."""
-
-    what: str
-    unit: str
-    values: Sequence[float]
-    digits: int
-    at_least: float | None = None
-    at_most: float | None = None
-
-    @property
-    def goal(self) -> str:
-        if self.at_least is not None:
-            return f"at least {self.at_least:g}"
-        return "" if self.at_most is None else f"at most {self.at_most:g}"
-
-    @property
-    def is_met(self) -> bool | None:
-        median = Spread.of(self.values).median
-        if self.at_least is not None:
-            return median >= self.at_least
-        return None if self.at_most is None else median <= self.at_most
 
 
 def throughput_lines(found: Throughput) -> list[Line]:
@@ -101,24 +73,3 @@ def storm_lines(found: Sequence[Repetition], clients: int) -> list[Line]:
         Line(f"{held}: the agent", "MiB", [one.agent.resident_mib for one in found], 0, at_most=GOAL_AGENT_MIB),
         Line(f"{held}: the supervisor's CPU", "% of a core", [one.agent.supervisor_cpu_percent for one in found], 2),
     ]
-
-
-def show(console: Console, lines: Sequence[Line]) -> None:
-    """Print the one table."""
-    table = Table("", "goal", "measured", "least to greatest", "unit", "met")
-    for line in lines:
-        spread = Spread.of(line.values)
-        table.add_row(
-            line.what,
-            line.goal,
-            f"{spread.median:.{line.digits}f}",
-            f"{spread.least:.{line.digits}f} to {spread.greatest:.{line.digits}f}",
-            line.unit,
-            {True: "yes", False: "NO", None: ""}[line.is_met],
-        )
-    console.print(table)
-
-
-def as_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Return the lines with every repetition."""
-    return [asdict(line) | {"median": Spread.of(line.values).median, "is_met": line.is_met} for line in lines]
