@@ -29,8 +29,6 @@ from emberpool_proxy.settings import AGENT_CONNECTIONS
 from .backend_sampler import slot_class
 from .balancer import Balancer
 from .conftest import (
-    CLIENT_PASSWORD,
-    CLIENT_USER,
     DATABASE,
     DATABASE_PASSWORD,
     DATABASE_USER,
@@ -350,16 +348,3 @@ async def demand(task: Task, clients: int, hold_seconds: float = 0.05, **login: 
         await asyncio.gather(*running)
         for connection in connections:
             await connection.close()
-
-
-def handler_environment(balancer: Balancer) -> dict[str, str]:
-    """Return the variables of a function of the fleet."""
-    return {
-        "EMBERPOOL_HOST": "127.0.0.1",
-        "EMBERPOOL_PORT": str(balancer.port),
-        "EMBERPOOL_DATABASE": DATABASE,
-        "EMBERPOOL_USER": CLIENT_USER,
-        "EMBERPOOL_PASSWORD": CLIENT_PASSWORD,
-        "EMBERPOOL_SSLMODE": "require",  # each task has made a certificate of its own
-        "EMBERPOOL_METRICS": "off",
-    }

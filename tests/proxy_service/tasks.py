@@ -11,7 +11,7 @@ from typing import Any
 from emberpool_local.host.ports import free_port
 
 from .balancer import Balancer
-from .conftest import Proxy, wait_until
+from .conftest import CLIENT_PASSWORD, CLIENT_USER, DATABASE, Proxy, wait_until
 
 
 @dataclass
@@ -51,3 +51,16 @@ def is_ready(task: Proxy) -> bool:
             return True
     except OSError:
         return False
+
+
+def handler_environment(balancer: Balancer) -> dict[str, str]:
+    """Return the variables of a function behind the balancer."""
+    return {
+        "EMBERPOOL_HOST": "127.0.0.1",
+        "EMBERPOOL_PORT": str(balancer.port),
+        "EMBERPOOL_DATABASE": DATABASE,
+        "EMBERPOOL_USER": CLIENT_USER,
+        "EMBERPOOL_PASSWORD": CLIENT_PASSWORD,
+        "EMBERPOOL_SSLMODE": "require",  # each task has made a certificate of its own
+        "EMBERPOOL_METRICS": "off",
+    }

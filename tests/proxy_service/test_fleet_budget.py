@@ -35,8 +35,8 @@ from .fleet_rig import (
     FleetRig,
     Task,
     fleet_rig,
-    handler_environment,
 )
+from .tasks import handler_environment
 
 logger = logging.getLogger(__name__)
 

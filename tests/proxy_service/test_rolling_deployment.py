@@ -17,8 +17,8 @@ from emberpool_local.postgres.server import EmbeddedPostgres
 
 from ..local_lambda import fleet_of
 from .balancer import Balancer
-from .conftest import CLIENT_PASSWORD, CLIENT_USER, DATABASE, DATABASE_PASSWORD, DATABASE_USER, Proxy, wait_until
-from .tasks import Tasks
+from .conftest import DATABASE, DATABASE_PASSWORD, DATABASE_USER, Proxy, wait_until
+from .tasks import Tasks, handler_environment
 
 INVOCATIONS = 20_000
 REPLACEMENTS = 5
@@ -85,18 +85,6 @@ class Load:
         finally:
             self.is_over = True
             await asyncio.gather(*tasks)
-
-
-def handler_environment(balancer: Balancer) -> dict[str, str]:
-    return {
-        "EMBERPOOL_HOST": "127.0.0.1",
-        "EMBERPOOL_PORT": str(balancer.port),
-        "EMBERPOOL_DATABASE": DATABASE,
-        "EMBERPOOL_USER": CLIENT_USER,
-        "EMBERPOOL_PASSWORD": CLIENT_PASSWORD,
-        "EMBERPOOL_SSLMODE": "require",  # each task has made a certificate of its own
-        "EMBERPOOL_METRICS": "off",
-    }
 
 
 async def replace(tasks: Tasks, old: Proxy) -> Proxy:
