@@ -162,6 +162,7 @@ class Budget:
             shared_slots=settings.shared_slots,
             pools=max(len(pools), 1),
             is_alone=not settings.shares_budget,
+            most_tasks_alive=settings.most_tasks_alive,
             tick_seconds=settings.agent_tick_seconds,
         )
         if self._state:
