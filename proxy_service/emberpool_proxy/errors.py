@@ -21,6 +21,11 @@ CommandRefused (in pgbouncer.admin, a psycopg.ProgrammingError)   PgBouncer woul
 from __future__ import annotations
 
 
+def words_of(error: BaseException) -> str:
+    """Return what an error says in one line; its type when it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class ProxyError(Exception):
     """The proxy cannot go on; the message says what failed, what was seen and the next step."""
 

@@ -13,12 +13,12 @@ from emberpool_local.simulation.clock import Delays, Process
 from emberpool_local.simulation.database import ControlSession, DatabaseAway
 from emberpool_local.simulation.timing import draw
 from emberpool_proxy.agent.budget_reading import FleetView
+from emberpool_proxy.agent.coordination import FIRST_PAUSE_SECONDS, JITTER, LONGEST_PAUSE_SECONDS
 from emberpool_proxy.agent.decide import Decision
 
 if TYPE_CHECKING:
     from emberpool_local.simulation.task import Task
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 PARTITION_LOOK_SECONDS = 0.2
 # Until TCP repeats what it could not deliver, after a partition: less than the retransmission timeout it has grown to.
 REPEATED_WITHIN_SECONDS = 1.0
@@ -98,14 +98,7 @@ class Coordination:
     def _is_work(self, decision: Decision) -> bool:
         if self.session is None:
             return decision.wants_connection and self._task.clock.now >= self._not_before
-        return bool(
-            not decision.wants_connection
-            or decision.give
-            or decision.take
-            or decision.wants_fleet
-            or decision.wants_hunger
-            or decision.missing != self._published
-        )
+        return decision.is_work(self._published)
 
     def _do(self, decision: Decision) -> Delays:
         try:
@@ -117,7 +110,7 @@ class Coordination:
             else:
                 yield from self._exchange(decision)
         except (ConnectionLost, DatabaseAway):
-            self._not_before = self._task.clock.now + self._pause_seconds * draw(self._task.random, (0.5, 1.5))
+            self._not_before = self._task.clock.now + self._pause_seconds * draw(self._task.random, JITTER)
             self._pause_seconds = min(self._pause_seconds * 2, LONGEST_PAUSE_SECONDS)
         self._giving = NO_SLOTS
         self._task.wake_agent()

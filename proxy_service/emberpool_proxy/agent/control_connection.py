@@ -12,8 +12,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from emberpool_proxy.database_login import log_in
 from emberpool_proxy.pgbouncer.agent_connection import AgentConnection
-from emberpool_proxy.pgbouncer.config import SYSTEM_CA_FILE
 from emberpool_proxy.settings import ProxySettings
 
 DEADLINE_SECONDS = 12.0  # of a question: then the database, or the way to it, is gone
@@ -63,22 +63,14 @@ class ControlConnection:
         on_lost: Callable[[], None],
     ) -> ControlConnection:
         """Log in. Raises psycopg.OperationalError, and TimeoutError at the deadline."""
-        verifies = settings.server_tls_mode.startswith("verify-")
         async with asyncio.timeout(deadline_seconds):
-            connection = await AgentConnection.connect(
-                host=settings.database_host,
-                port=settings.database_port,
-                dbname=database,
-                user=login[0],
-                password=login[1],
-                autocommit=True,
-                prepare_threshold=None,
+            connection = await log_in(
+                AgentConnection,
+                settings,
+                login,
                 application_name=application_name,
+                database=database,
                 client_encoding="utf8",
-                gssencmode="disable",
-                sslmode=settings.server_tls_mode,
-                # With a CA at hand libpq would verify in the mode `require`, too; PgBouncer does not.
-                sslrootcert=(settings.server_tls_ca_file or SYSTEM_CA_FILE) if verifies else "",
                 tcp_user_timeout=int(deadline_seconds * 1000),
                 keepalives_idle=KEEPALIVES_IDLE_SECONDS,
                 keepalives_interval=KEEPALIVES_INTERVAL_SECONDS,

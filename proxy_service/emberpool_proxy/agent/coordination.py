@@ -18,7 +18,7 @@ import psycopg
 from emberpool_proxy.agent.budget_reading import FleetView
 from emberpool_proxy.agent.decide import Decision
 from emberpool_proxy.agent.slots import Slots
-from emberpool_proxy.errors import BudgetUnusable
+from emberpool_proxy.errors import BudgetUnusable, words_of
 from emberpool_proxy.log import logger
 
 OPEN_SECONDS = 3.0  # as long as PgBouncer gives a login
@@ -56,7 +56,6 @@ class Coordination:
         self._login_turn = login_turn
         self._work: asyncio.Task[None] | None = None
         self._giving: frozenset[int] = frozenset()
-        self._published = 0
         self._is_kept = False  # the supervisor has a duplicate of our connection's socket
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._not_before = 0.0
@@ -96,7 +95,6 @@ class Coordination:
     def lost(self) -> None:
         """Take note that the control connection is gone, and all locks with it."""
         self.fleet = None
-        self._published = 0
         self.times_lost += 1
         if self._is_kept:  # else it is the one before that is, which its slots still rely on
             self._keeper.hold(None)
@@ -135,14 +133,7 @@ class Coordination:
     def _is_work(self, decision: Decision) -> bool:
         if not self.is_connected:
             return decision.wants_connection and time.monotonic() >= self._not_before
-        return bool(
-            not decision.wants_connection
-            or decision.give
-            or decision.take
-            or decision.wants_fleet
-            or decision.wants_hunger
-            or decision.missing != self._published
-        )
+        return decision.is_work(self._slots.missing)
 
     async def _do(self, decision: Decision) -> None:
         try:
@@ -157,7 +148,7 @@ class Coordination:
         except BudgetUnusable as error:
             self._put_off(str(error), UNUSABLE_PAUSE_SECONDS, logger.error)
         except LOST as error:
-            self._put_off(" ".join(str(error).split()) or type(error).__name__, self._pause_seconds, logger.warning)
+            self._put_off(words_of(error), self._pause_seconds, logger.warning)
             self._pause_seconds = min(self._pause_seconds * 2, LONGEST_PAUSE_SECONDS)
         finally:
             self._giving = frozenset()
@@ -171,9 +162,7 @@ class Coordination:
             taken = await self._slots.take(decision.take, decision.take_count)
             self._taken = len(taken)
             self.slots_taken += len(taken)
-        if decision.missing != self._published:
-            await self._slots.publish_missing(decision.missing)
-            self._published = decision.missing
+        await self._slots.publish_missing(decision.missing)
         if decision.wants_fleet or self._taken:
             self.fleet = await self._slots.view()
         elif decision.wants_hunger:

@@ -13,7 +13,8 @@ import psycopg
 
 from emberpool_proxy.agent.database_state import Answer
 from emberpool_proxy.agent.pool_connection import PROBE_NAME
-from emberpool_proxy.pgbouncer.config import SYSTEM_CA_FILE
+from emberpool_proxy.database_login import log_in
+from emberpool_proxy.errors import words_of
 from emberpool_proxy.settings import ProxySettings
 
 QUESTION = "select pg_is_in_recovery()"
@@ -51,7 +52,9 @@ class DatabaseProbe:
         """Return what the database answers within PROBE_DEADLINE_SECONDS, and its words if it is not well."""
         try:
             async with asyncio.timeout(PROBE_DEADLINE_SECONDS), self._turn:
-                connection = await self._connect()
+                connection = await log_in(
+                    psycopg.AsyncConnection, self._settings, self._credentials(), application_name=PROBE_NAME
+                )
                 try:
                     return answer_of(await (await connection.execute(QUESTION)).fetchone()), ""
                 finally:
@@ -59,7 +62,7 @@ class DatabaseProbe:
         except TimeoutError:
             return Answer.SILENT, f"no answer within {PROBE_DEADLINE_SECONDS:g} s"
         except (psycopg.Error, OSError) as error:
-            words = " ".join(str(error).split()) or type(error).__name__
+            words = words_of(error)
             return _meaning(words), words
 
     async def addresses(self) -> frozenset[str]:
@@ -74,25 +77,6 @@ class DatabaseProbe:
             return frozenset()
         self._resolutions.append(frozenset(str(address[0]) for *_, address in found))
         return frozenset().union(*self._resolutions)
-
-    async def _connect(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
-        settings = self._settings
-        user, password = self._credentials()
-        verifies = settings.server_tls_mode.startswith("verify-")
-        return await psycopg.AsyncConnection.connect(
-            host=settings.database_host,
-            port=settings.database_port,
-            dbname=settings.database_name,
-            user=user,
-            password=password,
-            autocommit=True,
-            prepare_threshold=None,
-            application_name=PROBE_NAME,
-            gssencmode="disable",
-            sslmode=settings.server_tls_mode,
-            # With a CA at hand libpq would verify in the mode `require`, too; PgBouncer does not.
-            sslrootcert=(settings.server_tls_ca_file or SYSTEM_CA_FILE) if verifies else "",
-        )
 
 
 def answer_of(row: tuple[object, ...] | None) -> Answer:

@@ -23,7 +23,8 @@ from emberpool_proxy.agent.budget_usable import Usable
 SURPLUS_SECONDS = 0.1  # what is above our share for a shorter time may be a slot on its way to somebody else
 EXCHANGE_SECONDS = 0.5  # longest time in which slots with too high a number are kept for those that replace them
 LONGEST_BACKOFF_SECONDS = 1.0
-WEIGHT_STEP = 4  # what is published changes by more than a fourth, or not: every change makes others move
+WEIGHT_STEP = 4  # what is published changes by more than a fourth at once: every change makes others move
+WEIGHT_SECONDS = 5.0  # a smaller change is published when it has lasted for so long
 MOST_MISSING = 100_000
 
 
@@ -60,6 +61,17 @@ class Decision:
     wants_hunger: bool = False  # ask whether anybody is hungry before the next step; a view answers that, too
     excess: int = 0  # connections that the database counts and nobody's slots explain
 
+    def is_work(self, published: int) -> bool:
+        """Say whether the open control connection has something to do; `published`: the missing that others read."""
+        return bool(
+            not self.wants_connection
+            or self.give
+            or self.take
+            or self.wants_fleet
+            or self.wants_hunger
+            or self.missing != published
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -75,6 +87,7 @@ class State:
     pools: Mapping[PoolKey, PoolUse] = field(default_factory=dict)  # as last seen, those that are not seen now as well
     needed: int = 0  # slots that could not be given up at the step before
     weight: int = 0  # slots that others are told that this task wants, held ones included
+    weight_differs_since: float | None = None  # from what this task wants, by more than shares may
     is_hungry: bool = False
     has_been_away: bool = False  # others may take this task for one that hangs
     has_new_view: bool = False  # this step is the first that sees the view at hand
@@ -175,7 +188,7 @@ def _wish(state: State, reading: Reading) -> tuple[Wish, State]:
     needs = max(0, sum(state.demand.by_pool.values()) - state.terms.pools_floor)
     lawful = len(_lawful(reading))
     wish = Wish(needs if state.terms.shared_slots > 0 else 0, lawful, lawful)
-    state = replace(state, is_hungry=wish.lacks > 0, weight=_weight(state, wish))
+    state = _weigh(state, wish, reading.now)
     if lawful and lawful - needs >= tolerance(needs):
         wish = replace(wish, keep=needs)
     if reading.fleet:
@@ -189,18 +202,26 @@ def _wish(state: State, reading: Reading) -> tuple[Wish, State]:
     return wish, replace(state, surplus_since=since)
 
 
-def _weight(state: State, wish: Wish) -> int:
-    """Return how many slots others are told that this task wants, held ones included.
+def _weigh(state: State, wish: Wish, now: float) -> State:
+    """Take in how many slots others are told that this task wants, held ones included.
 
     Shares are made of it: it must not follow each small change of the demand, or all the others would move, too.
     """
-    before = state.weight
+    before, since = state.weight, state.weight_differs_since
+    state = replace(state, is_hungry=wish.lacks > 0, weight_differs_since=None)
     if not wish.lacks:
-        return wish.lawful
+        return replace(state, weight=wish.lawful)
     if state.has_been_away:
-        return wish.needs + (wish.needs == before)  # any change shows the others that it is back
-    is_near = before > wish.lawful and WEIGHT_STEP * abs(wish.needs - before) <= before
-    return before if is_near else wish.needs
+        return replace(state, weight=wish.needs + (wish.needs == before))  # any change shows that it is back
+    difference = abs(wish.needs - before)
+    if before <= wish.lawful or WEIGHT_STEP * difference > before:
+        return replace(state, weight=wish.needs)
+    if difference <= tolerance(before):
+        return state
+    since = now if since is None else since
+    if now - since < WEIGHT_SECONDS:
+        return replace(state, weight_differs_since=since)
+    return replace(state, weight=wish.needs)
 
 
 def _missing(state: State, wish: Wish, held: int) -> int:

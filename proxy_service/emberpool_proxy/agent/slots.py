@@ -27,7 +27,7 @@ from emberpool_proxy.agent.slot_locks import (
     mark_key,
     terms_value,
 )
-from emberpool_proxy.errors import BudgetUnusable
+from emberpool_proxy.errors import BudgetUnusable, words_of
 from emberpool_proxy.settings import ProxySettings, variable
 
 INHERIT_SECONDS = 5.0  # a backend that is told to end does so in milliseconds, unless its machine is overloaded
@@ -74,6 +74,11 @@ class Slots:
         """The numbers of the slots that are held; empty as soon as the connection is lost."""
         return self._held
 
+    @property
+    def missing(self) -> int:
+        """How many connections the others read that this task lacks."""
+        return self._missing
+
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Have `callback` called, from the event loop, as soon as the connection is lost; not when it is closed."""
         self._lost_callbacks.append(callback)
@@ -94,11 +99,11 @@ class Slots:
         try:
             await self._prepare(connection)
         except psycopg.ProgrammingError as error:
-            raise BudgetUnusable(f"{self._place} cannot keep the budget: {_words(error)}") from error
+            raise BudgetUnusable(f"{self._place} cannot keep the budget: {words_of(error)}") from error
         except psycopg.OperationalError:
             raise
         except psycopg.Error as error:
-            raise psycopg.OperationalError(_words(error)) from error
+            raise psycopg.OperationalError(words_of(error)) from error
         except BaseException:
             connection.close()
             raise
@@ -201,7 +206,7 @@ class Slots:
         except psycopg.OperationalError as error:
             if NEVER_LETS_US_IN.search(str(error)):
                 raise BudgetUnusable(
-                    f"the pool's role cannot connect to the budget's database: {_words(error)}; grant it CONNECT, or "
+                    f"the pool's role cannot connect to the budget's database: {words_of(error)}; grant it CONNECT, or "
                     f"set {variable('budget_database')} to a database that it may connect to"
                 ) from error
             raise
@@ -234,7 +239,7 @@ class Slots:
         except psycopg.OperationalError:
             raise
         except psycopg.Error as error:
-            raise psycopg.OperationalError(_words(error)) from error
+            raise psycopg.OperationalError(words_of(error)) from error
 
     def _lost(self) -> None:
         if self._connection is None:  # not open yet: `open` says so
@@ -251,7 +256,3 @@ class Slots:
 
 def _numbers(rows: Rows) -> frozenset[int]:
     return frozenset(number for (number,) in rows)
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -9,7 +9,7 @@ from enum import Enum
 import psycopg
 
 from emberpool_proxy.credentials.snapshot import Login
-from emberpool_proxy.pgbouncer.config import SYSTEM_CA_FILE
+from emberpool_proxy.database_login import log_in
 from emberpool_proxy.settings import ProxySettings
 
 PROOF_NAME = "emberpool-credentials"  # as pg_stat_activity shows a login that is tried
@@ -42,22 +42,14 @@ class LoginProbe:
 
     async def __call__(self, login: Login) -> Verdict:
         """Return what the database says to a login. Never raises, never logs."""
-        settings = self._settings
-        verifies = settings.server_tls_mode.startswith("verify-")
         try:
             async with asyncio.timeout(PROBE_SECONDS), self._turn:
-                connection = await psycopg.AsyncConnection.connect(
-                    host=settings.database_host,
-                    port=settings.database_port,
-                    dbname=settings.database_name,
-                    user=login.user,
-                    password=login.password,
-                    sslmode=settings.server_tls_mode,
-                    sslrootcert=(settings.server_tls_ca_file or SYSTEM_CA_FILE) if verifies else "",
+                connection = await log_in(
+                    psycopg.AsyncConnection,
+                    self._settings,
+                    (login.user, login.password),
                     application_name=PROOF_NAME,
-                    gssencmode="disable",
                     connect_timeout=int(PROBE_SECONDS),
-                    autocommit=True,
                 )
                 await connection.close()
         except psycopg.Error as error:

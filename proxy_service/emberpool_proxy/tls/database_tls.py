@@ -16,7 +16,7 @@ from pathlib import Path
 
 from emberpool_proxy.errors import CertificateUnusable
 from emberpool_proxy.log import logger
-from emberpool_proxy.pgbouncer.config import SYSTEM_CA_FILE
+from emberpool_proxy.pgbouncer.config import bundle_path
 from emberpool_proxy.pgbouncer.log_lines import Event, ServerUnreachable
 from emberpool_proxy.settings import ProxySettings, variable
 from emberpool_proxy.tls.authority import utc_now
@@ -35,7 +35,7 @@ def check_database_tls(settings: ProxySettings, now: Callable[[], datetime] = ut
         )
     if not settings.server_tls_mode.startswith("verify-"):
         return
-    path = Path(settings.server_tls_ca_file or SYSTEM_CA_FILE)
+    path = bundle_path(settings)
     # Read by OpenSSL, as PgBouncer does: the system's bundles have authorities that other libraries refuse.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
@@ -73,7 +73,7 @@ class DatabaseTlsFaults:
 
     def _words(self, reason: str) -> str | None:
         """Return what is wrong and the next step, None when it is not about TLS."""
-        host, authorities = self._settings.database_host, self._settings.server_tls_ca_file or SYSTEM_CA_FILE
+        host, authorities = self._settings.database_host, bundle_path(self._settings)
         if "certificate verify failed" in reason or "certificate has expired" in reason:
             return (
                 f"the certificate of {host} is not signed by an authority in {authorities}, or has expired: let "
