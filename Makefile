@@ -47,12 +47,16 @@ format: dev ## rewrite the code in the project's format
 synth: dev node ## synthesize the CDK stacks into cdk.out (ARGS="-c database=existing" …)
 	@node_modules/.bin/cdk synth --quiet $(ARGS) && echo "The stacks' templates are in cdk.out"
 
+.PHONY: snapshot
+snapshot: dev ## accept the stacks as they are now: writes tests/infra/snapshot for you to review
+	@$(BIN)/python -m tests.infra.stack_snapshot
+
 .PHONY: deploy-local
 deploy-local: dev node ## run the real cdk bootstrap and deploy against a simulated AWS on this machine
 	@$(BIN)/emberpool deploy-local $(ARGS)
 
 .PHONY: bench
-bench: bench-layer bench-proxy bench-fleet ## measure against what a user would pick instead, as ratios: all benchmarks
+bench: bench-layer bench-proxy bench-fleet bench-data ## measure against what a user would pick instead, as ratios: all benchmarks
 
 .PHONY: bench-layer
 bench-layer: dev ## measure the layer: warm path, cold start, import (ARGS="--json FILE" …)
@@ -65,6 +69,10 @@ bench-proxy: dev ## measure the proxy: throughput, logins, memory, start (ARGS="
 .PHONY: bench-fleet
 bench-fleet: dev ## measure tasks that share one budget: reaction, skew, cost (ARGS="--only skew" …)
 	@$(BIN)/python -m benchmarks.fleet $(ARGS)
+
+.PHONY: bench-data
+bench-data: dev ## measure the data endpoint: latency, CPU, memory (ARGS="--only memory" …)
+	@$(BIN)/python -m benchmarks.data $(ARGS)
 
 .PHONY: docs
 docs: dev ## write the generated pages of docs/ again

@@ -20,6 +20,7 @@ sys.path.insert(0, str(FOLDER.parent / "infra"))  # our app is no part of the wh
 os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "20")
 
 from emberpool_app.context import CONTEXT  # noqa: E402
+from emberpool_cdk.pool_endpoints import ENDPOINTS, NOT_NEEDED, PRICES_OF  # noqa: E402
 from emberpool_cdk.tuned_parameters import tuned_parameters  # noqa: E402
 
 
@@ -56,8 +57,23 @@ def generated() -> dict[str, str]:
         ),
         "context": table(
             ("context value", "default", "meaning"),
-            ([f"`{row.name}`", f"`{row.default}`" if row.default else "", row.help] for row in CONTEXT),
+            (
+                [
+                    f"`{row.name}`",
+                    f"`{row.default}`" if row.default else ("", row.default_text)[row.is_needed],
+                    row.help,
+                ]
+                for row in CONTEXT
+            ),
         ),
+        "endpoints": table(
+            ("endpoint", "for whom", "what for", f"USD a month and zone ({PRICES_OF})"),
+            (
+                [f"`{each.service}`", each.used_by, each.reason, f"{each.usd_a_month_and_zone:.2f}"]
+                for each in ENDPOINTS
+            ),
+        ),
+        "no endpoints": table(("not needed", "because"), ([f"`{name}`", why] for name, why in NOT_NEEDED)),
         "parameters": table(
             ("parameter", "value", "why"),
             ([f"`{each.name}`", f"`{each.value}`", each.reason] for each in tuned_parameters()),

@@ -1,5 +1,7 @@
 """Builds the proxy's image with docker, from the same context that `cdk deploy` uses, and tries it out.
 
+Checks its size and what is in it, and lists its parts (CycloneDX) in dist/, by the image's name and platform.
+
 Without --platform the image is for this machine, so it can be run: the smoke test starts it as ECS would, in front
 of a PostgreSQL of its own. `cdk deploy` builds for the platform that it deploys to by itself.
 """
@@ -10,6 +12,7 @@ import argparse
 import os
 import shutil
 import sys
+from pathlib import Path
 
 # Node 20 works, too; jsii's banner about its age would hide our own lines. Read when aws_cdk is imported.
 os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "20")
@@ -20,12 +23,16 @@ if shutil.which(os.environ.get("JSII_NODE", "node")) is None:
 try:
     from emberpool_app.image.container import SmokeTestFailed
     from emberpool_app.image.docker import Docker, DockerFailed
+    from emberpool_app.image.inspection import ImageUnfit, inspect_image
+    from emberpool_app.image.lock import LockUnreadable
+    from emberpool_app.image.sbom import SbomInvalid
     from emberpool_app.image.smoke_test import smoke_test
     from emberpool_cdk import ProxyContext, SourceMissing
     from emberpool_local.errors import LocalStackError
 except ModuleNotFoundError as missing:
     sys.exit(f"emberpool: the Python package {missing.name} is missing; run `make image`, which installs it")
 
+DIST = Path(__file__).resolve().parent.parent / "dist"
 EXIT_INTERRUPTED = 130  # what shells say of a command that Ctrl-C ended
 
 
@@ -36,8 +43,7 @@ def main(command_line: list[str] | None = None) -> int:
         docker = Docker.find(arguments.docker)
         with ProxyContext() as context:
             docker.build(context, arguments.tag, _build_options(arguments))
-        platform, megabytes = docker.image_platform(arguments.tag), docker.image_megabytes(arguments.tag)
-        _show(f"{arguments.tag} is built for {platform}: {megabytes:.0f} MB")
+        inspect_image(docker, arguments.tag, arguments.output, _show)
         # An image for another machine runs here only if that is emulated, which we cannot know.
         if arguments.smoke_test or (arguments.smoke_test is None and arguments.platform is None):
             smoke_test(docker, arguments.tag, _show)
@@ -45,7 +51,7 @@ def main(command_line: list[str] | None = None) -> int:
             _show("not tried out, as --platform was given; --smoke-test does it where this machine can run it")
     except LocalStackError as error:
         sys.exit(f"emberpool: {error.problem}. {error.next_step}")
-    except (DockerFailed, SmokeTestFailed, SourceMissing) as error:
+    except (DockerFailed, ImageUnfit, LockUnreadable, SbomInvalid, SmokeTestFailed, SourceMissing) as error:
         sys.exit(f"emberpool: {error}")
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -68,6 +74,9 @@ def _arguments(command_line: list[str] | None) -> argparse.Namespace:
         "--smoke-test",
         action=argparse.BooleanOptionalAction,
         help="run the image afterwards (default: when --platform is not given)",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=DIST, metavar="FOLDER", help="where the list of its parts goes (default: dist)"
     )
     parser.add_argument("--docker", default=os.environ.get("CDK_DOCKER", "docker"), help="the docker program")
     arguments = parser.parse_args(command_line)

@@ -12,7 +12,7 @@ from emberpool_app.context import AppContext, ContextInvalid, ExistingDatabase
 from emberpool_app.database_stack import DatabaseStack
 from emberpool_app.example_stack import ExampleStack
 from emberpool_app.network_stack import NetworkStack
-from emberpool_app.pool_stack import PoolStack
+from emberpool_app.pool_stack import PoolStack, Surroundings
 from emberpool_cdk import ConnectionBudget, PoolDatabase
 
 NETWORK, DATABASE, POOL, EXAMPLE = (
@@ -31,7 +31,9 @@ def add_stacks(app: App) -> ConnectionBudget:
     context = AppContext.from_values(app.node.get_all_context())
     if context.existing is not None:
         return _beside_an_existing_database(app, context, context.existing)
-    network = NetworkStack(app, NETWORK, description="emberpool: a VPC without a way out")
+    network = NetworkStack(
+        app, NETWORK, dual_stack=context.dual_stack, description="emberpool: a VPC without a way out"
+    )
     database = DatabaseStack(
         app,
         DATABASE,
@@ -44,9 +46,7 @@ def add_stacks(app: App) -> ConnectionBudget:
     stack = PoolStack(
         app,
         POOL,
-        vpc=network.vpc,
-        subnets=network.subnets,
-        database=database.database,
+        find=lambda _: Surroundings(network.vpc, network.subnets, database.database),
         context=context,
         description="emberpool: the pooling proxy and the layer",
     )
@@ -56,6 +56,9 @@ def add_stacks(app: App) -> ConnectionBudget:
         pool=stack.pool,
         subnets=network.subnets,
         architecture=context.architecture,
+        runtime=context.runtime,
+        is_url_public=context.is_url_public,
+        dual_stack=context.dual_stack,
         description="emberpool: an example function",
     )
     return stack.pool.budget
@@ -69,21 +72,25 @@ def _beside_an_existing_database(app: App, context: AppContext, existing: Existi
             f"database=existing looks up {existing.vpc_id} in your account: sign in to AWS and set a region "
             "(AWS_PROFILE, AWS_REGION), then run cdk again"
         )
-    environment = Environment(account=account, region=region)
-    network = Stack(app, NETWORK, env=environment, description="emberpool: your VPC, nothing of ours")
-    vpc = ec2.Vpc.from_lookup(network, "Vpc", vpc_id=existing.vpc_id)
-    kind = ec2.SubnetType.PRIVATE_WITH_EGRESS if vpc.private_subnets else ec2.SubnetType.PRIVATE_ISOLATED
+    if f":secretsmanager:{region}:" not in existing.secret_arn:
+        raise ContextInvalid(
+            f"databaseSecretArn must be of the region that the pool is deployed to, {region}, got {existing.secret_arn}"
+        )
     stack = PoolStack(
         app,
         POOL,
-        vpc=vpc,
-        subnets=ec2.SubnetSelection(subnet_type=kind),
-        database=_described(network, existing),
+        find=lambda stack: _looked_up(stack, existing),
         context=context,
-        env=environment,
+        env=Environment(account=account, region=region),
         description="emberpool: the pooling proxy and the layer",
     )
     return stack.pool.budget
+
+
+def _looked_up(scope: Stack, existing: ExistingDatabase) -> Surroundings:
+    vpc = ec2.Vpc.from_lookup(scope, "Vpc", vpc_id=existing.vpc_id)
+    kind = ec2.SubnetType.PRIVATE_WITH_EGRESS if vpc.private_subnets else ec2.SubnetType.PRIVATE_ISOLATED
+    return Surroundings(vpc, ec2.SubnetSelection(subnet_type=kind), _described(scope, existing))
 
 
 def _described(scope: Stack, existing: ExistingDatabase) -> PoolDatabase:

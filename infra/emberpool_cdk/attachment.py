@@ -7,12 +7,14 @@ from aws_cdk import Annotations, Aspects, IAspect, Token
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct, IConstruct
 
+from emberpool.settings import DATABASE_NAME
 from emberpool_cdk.layer_build import RUNTIMES
 from emberpool_cdk.queue_wait import FunctionLoad, queue_warnings
-from emberpool_cdk.warm_connection_layer import WarmConnectionLayer
+from emberpool_cdk.warm_connection_layer import PublishedLayer, WarmConnectionLayer
 
 LAMBDAS_TIMEOUT_SECONDS = 3.0  # of a function that says none
 IMAGE_RUNTIME = "FROM_IMAGE"
+MARK = "EmberpoolDatabase"
 
 
 class FunctionNotAttachable(ValueError):  # noqa: N818 (named by what is wrong, as all errors of emberpool)
@@ -33,8 +35,9 @@ class AttachedFunctions:
         Aspects.of(pool).add(_AtSynth(pool.node.path, self))
 
     def add(self, function: lambda_.Function) -> None:
-        """Count the function."""
-        self._functions.append(function)
+        """Count the function, once."""
+        if function.node.path not in (each.node.path for each in self._functions):
+            self._functions.append(function)
 
     def warn(self, pool: IConstruct) -> None:
         """Add the warnings to the pool."""
@@ -86,7 +89,7 @@ def check_attachable(function: lambda_.IFunction) -> None:
         )
 
 
-def check_fits(function: lambda_.Function, layer: WarmConnectionLayer) -> None:
+def check_fits(function: lambda_.Function, layer: WarmConnectionLayer | PublishedLayer) -> None:
     """Raise FunctionNotAttachable when the layer is for another architecture or runtime."""
     wanted, built = (function.architecture.name, function.runtime.name), (layer.architecture_name, layer.runtime_name)
     if wanted != built:
@@ -94,6 +97,24 @@ def check_fits(function: lambda_.Function, layer: WarmConnectionLayer) -> None:
             f"{function.node.path} is for {' and '.join(wanted)}, but the layer {layer.node.path} is for "
             f"{' and '.join(built)}: pass another layer, or none to get one that fits"
         )
+
+
+def remember_attached(function: lambda_.Function, name: str | None) -> bool:
+    """Note that the function has a database by this name; return whether it is its first.
+
+    Raises FunctionNotAttachable when it has one by this name: the second would silently win.
+    """
+    if name is not None and not DATABASE_NAME.fullmatch(name):
+        raise FunctionNotAttachable(f"name must match {DATABASE_NAME.pattern}, got {name!r}")
+    if function.node.try_find_child(f"{MARK}{(name or '').lower()}") is not None:
+        raise FunctionNotAttachable(
+            f"{function.node.path} is attached already"
+            + (f" under the name {name!r}" if name else ": give the other database a name, attach(function, name=...)")
+            + ", by which the handler asks for it: @warm_connection(database=...)"
+        )
+    is_first = not [child for child in function.node.children if child.node.id.startswith(MARK)]
+    Construct(function, f"{MARK}{(name or '').lower()}")  # no resource: it is in the tree only
+    return is_first
 
 
 def _load(function: lambda_.Function) -> FunctionLoad:

@@ -71,6 +71,15 @@ def pool_alarms(budget: ConnectionBudget, query_wait_seconds: float) -> tuple[Po
             minutes=3,
             of_minutes=5,
         ),
+        PoolAlarm(
+            "PgBouncer outdated",
+            "The PgBouncer of a task lacks a known security fix",
+            "PgbouncerOutdated",
+            AT_LEAST,
+            1,
+            minutes=5,
+            of_minutes=5,
+        ),
         PoolAlarm("PgBouncer restarted", "A PgBouncer ended and was started again", "PgbouncerRestarts", AT_LEAST, 1),
     )
 

@@ -1,4 +1,8 @@
-"""What the dashboard of a pool shows: clients, server connections against the budget, logins, errors, functions."""
+"""What the dashboard of a pool shows: clients, server connections against the budget, logins, errors, functions.
+
+A part of the proxy that begins to write metrics (emberpool_proxy.metrics.CLOUDWATCH_METRICS) gets a graph here: a test
+in tests/agreement fails while one of them is on no graph.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +20,21 @@ BY_TASK = ("ServerConnections", "MaxServerConnections", "ClientConnections", "Cl
 
 def dashboard_rows(pool: PoolProxy, alarms: Sequence[cloudwatch.Alarm], runbook: str) -> list[list[cloudwatch.IWidget]]:
     """Return the widgets, row by row. `runbook` is a link."""
+    of_data: list[list[cloudwatch.IWidget]] = [[_data_requests(pool), _data_errors(pool)]]
     return [
         [
             cloudwatch.TextWidget(markdown=_introduction(pool, runbook), width=HALF, height=4),
             cloudwatch.AlarmStatusWidget(alarms=list(alarms), title="Alarms", width=HALF, height=4),
         ],
-        [_graph("Clients", pool, "ClientConnections", "ClientsWaiting"), _waits(pool)],
+        [_graph("Clients", pool, "ClientConnections", "ClientsActive", "ClientsWaiting"), _waits(pool)],
         [_server_connections(pool), _sharing(pool)],
         [_by_task(pool)],
         [
             _graph("Logins that failed", pool, "ClientLoginFailures", "ServerLoginFailures"),
-            _graph("Errors", pool, "WaitedInVain", "PgbouncerRestarts"),
+            _graph("Errors", pool, "WaitedInVain", "PgbouncerRestarts", "PgbouncerOutdated"),
         ],
         [_transactions(pool), _health(pool)],
+        *(of_data if pool.has_data_endpoint else []),
         [_invocations(), _layer_errors()],
     ]
 
@@ -45,6 +51,20 @@ def _graph(title: str, pool: PoolProxy, *names: str) -> cloudwatch.GraphWidget:
     return cloudwatch.GraphWidget(
         title=title, left=[pool.metric(name) for name in names], width=HALF, left_y_axis=_from_zero()
     )
+
+
+def _data_requests(pool: PoolProxy) -> cloudwatch.GraphWidget:
+    return cloudwatch.GraphWidget(
+        title="Data endpoint: requests, open transactions, average time (ms)",
+        left=[pool.metric("DataRequests"), pool.metric("DataTransactions")],
+        right=[pool.metric("DataRequestTime")],
+        left_y_axis=_from_zero(),
+        width=HALF,
+    )
+
+
+def _data_errors(pool: PoolProxy) -> cloudwatch.GraphWidget:
+    return _graph("Data endpoint: answers that were errors", pool, "DataErrors")
 
 
 def _waits(pool: PoolProxy) -> cloudwatch.GraphWidget:

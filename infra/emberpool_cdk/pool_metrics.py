@@ -52,6 +52,10 @@ class PoolMetrics:
         """Return how many clients are connected."""
         return self.metric("ClientConnections")
 
+    def metric_clients_active(self) -> cloudwatch.Metric:
+        """Return how many clients have a server connection."""
+        return self.metric("ClientsActive")
+
     def metric_clients_waiting(self) -> cloudwatch.Metric:
         """Return how many clients wait for a server connection."""
         return self.metric("ClientsWaiting")
@@ -87,6 +91,10 @@ class PoolMetrics:
     def metric_server_login_failures(self) -> cloudwatch.Metric:
         """Return how many of the pool's logins the database refused."""
         return self.metric("ServerLoginFailures")
+
+    def metric_pgbouncer_outdated(self) -> cloudwatch.Metric:
+        """Return 1 while a task's PgBouncer lacks a known security fix, else 0."""
+        return self.metric("PgbouncerOutdated")
 
     def metric_healthy_tasks(self) -> cloudwatch.Metric:
         """Return how many tasks are ready, as the load balancer finds, in the zone with most of them.

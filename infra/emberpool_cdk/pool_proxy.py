@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jsii
 from aws_cdk import Annotations, Names, RemovalPolicy
 from aws_cdk import aws_ec2 as ec2
@@ -10,22 +12,34 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
+from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from emberpool import settings as layer_settings
-from emberpool_cdk.attachment import AttachedFunctions, check_attachable, check_fits
+from emberpool_cdk.attachment import AttachedFunctions, check_attachable, check_fits, remember_attached
 from emberpool_cdk.budget_neighbours import PlacedBudget, place
+from emberpool_cdk.chosen_settings import Chosen
 from emberpool_cdk.connection_budget import FLOOR_CONNECTIONS, RESERVED_CONNECTIONS, ConnectionBudget, least_floor
+from emberpool_cdk.function_settings import function_variables
 from emberpool_cdk.pool_balancer import add_tasks, make_balancer
+from emberpool_cdk.pool_client import PoolClient, PoolClients
 from emberpool_cdk.pool_database import PoolDatabase
+from emberpool_cdk.pool_encryption import PoolKey
 from emberpool_cdk.pool_metrics import PoolMetrics
-from emberpool_cdk.pool_network import PoolNetwork
-from emberpool_cdk.pool_secrets import CLIENT_USER, grant_read, grant_tasks, make_ca_secret, make_client_secret
-from emberpool_cdk.pool_service import FLEET_TTL_SECONDS, Fleet, make_service
+from emberpool_cdk.pool_network import PoolNetwork, check_ipv6
+from emberpool_cdk.pool_secrets import (
+    CLIENT_USER,
+    grant_read,
+    grant_tasks,
+    make_ca_secret,
+    make_client_secret,
+)
+from emberpool_cdk.pool_service import FLEET_TTL_SECONDS, Fleet, make_cluster, make_service
 from emberpool_cdk.proxy_container import ARM_64, X86_64, add_proxy_container, environment
 from emberpool_cdk.queue_wait import TRANSACTION_SECONDS
-from emberpool_cdk.warm_connection_layer import WarmConnectionLayer
-from emberpool_proxy.settings import CLIENT_PORT, PLAIN_NAME, RANGES, ProxySettings
+from emberpool_cdk.task_settings import check_environment, task_variables
+from emberpool_cdk.warm_connection_layer import PublishedLayer, WarmConnectionLayer
+from emberpool_cdk.way_out import watch_way_out
+from emberpool_proxy.settings import CLIENT_PORT, DATA_PORT, EVERY_ADDRESS, PLAIN_NAME, RANGES, ProxySettings
 
 CPU_UNITS = 1024  # of one vCPU
 LONGEST_NAME = 63  # of a budget
@@ -54,10 +68,19 @@ class PoolProxy(PoolMetrics, Construct):
     Clients wait at most `query_wait_seconds` for a server connection, and synth warns when the attached functions may
     wait for longer than they can, if all have a transaction of `transaction_seconds` at once. `metrics` go to
     CloudWatch through the log (18 of them: 5.40 USD a month); `metrics_service` (default: from this construct's path)
-    tells them from other pools'. `encryption_key` is for the two secrets.
+    tells them from other pools'. `encryption_key` is for the secrets and the log that
+    are made here and, unless `cluster` is given, for the tasks' disks; an imported key's policy is yours to change, and
+    synth says how. With `dual_stack`, in subnets with IPv6, functions may connect by IPv6, too.
+
+    With `data_endpoint` the tasks also answer SQL over HTTPS, as the RDS Data API does: boto3's `rds-data` client, or
+    the layer's `data_client()`, needs no driver and holds no connection.
+
+    `database_roles` are further roles in the same database, each with its secret, by the database name that clients
+    with that role connect to: for users by `add_client`. `settings` are further fields of the proxy's settings
+    (docs/proxy.md), such as {"reset_policy": "always"}.
 
     Raises BudgetExceeded when a deployment at full scale could exceed the database's limit, ValueError for an
-    unknown architecture, a name that is none, or a count out of range.
+    unknown architecture, a name that is none, a count out of range, or a setting that the proxy would refuse.
     """
 
     def __init__(
@@ -86,16 +109,34 @@ class PoolProxy(PoolMetrics, Construct):
         metrics: bool = True,
         metrics_service: str | None = None,
         encryption_key: kms.IKey | None = None,
+        database_roles: Mapping[str, secretsmanager.ISecret] | None = None,
+        settings: Chosen | None = None,
+        dual_stack: bool = False,
+        data_endpoint: bool = False,
     ) -> None:
         super().__init__(scope, construct_id)
         _check(architecture, endpoint, query_wait_seconds)
+        pool_key = PoolKey(self, encryption_key) if encryption_key else None
+        key = pool_key.key if pool_key else None
+        if pool_key:
+            pool_key.warn_if_imported(with_disks=cluster is None)
+        self._settings = dict(settings or {})
+        self._clients = PoolClients(
+            self,
+            database_name=database.name,
+            roles=database_roles or {},
+            most_connections=int(self._settings.get("max_client_connections", ProxySettings.max_client_connections)),
+            encryption_key=key,
+        )
         self.vpc = vpc
         self.database = database
         self.query_wait_seconds = query_wait_seconds
         self.has_metrics = metrics
+        self.has_data_endpoint = data_endpoint
         self.metrics_service = metrics_service or Names.unique_id(self)
         processes = max(cpu // CPU_UNITS, 1)
-        default_floor = max(FLOOR_CONNECTIONS, least_floor(processes))
+        pools = processes * len(self._clients.entries)
+        default_floor = max(FLOOR_CONNECTIONS, least_floor(pools))
         self.budget = ConnectionBudget(
             max_connections=database.max_connections,
             min_tasks=min_tasks,
@@ -103,7 +144,7 @@ class PoolProxy(PoolMetrics, Construct):
             reserved_connections=reserved_connections,
             floor_connections=default_floor if floor_connections is None else floor_connections,
             other_tasks=other_tasks,
-            pools=processes,
+            pools=pools,
         )
         self.budget_name = budget_name or Names.unique_id(self)[-LONGEST_NAME:]
         self.budget_database = budget_database or database.name
@@ -115,25 +156,39 @@ class PoolProxy(PoolMetrics, Construct):
             query_wait_seconds=query_wait_seconds,
             transaction_seconds=transaction_seconds,
         )
-        self.client_secret = make_client_secret(self, encryption_key)
-        self.ca_secret = make_ca_secret(self, encryption_key)
-        self.log_group = logs.LogGroup(self, "Logs", retention=log_retention, removal_policy=RemovalPolicy.DESTROY)
+        self.client_secret = make_client_secret(self, key)
+        self.ca_secret = make_ca_secret(self, key)
+        self.log_group = logs.LogGroup(
+            self, "Logs", retention=log_retention, removal_policy=RemovalPolicy.DESTROY, encryption_key=key
+        )
         subnets = vpc_subnets or ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS)
-        self._network = PoolNetwork(self, vpc=vpc, database=database, with_balancer=endpoint == NLB)
+        watch_way_out(self, vpc, subnets)
+        if dual_stack:
+            check_ipv6(vpc, subnets)
+        self._network = PoolNetwork(
+            self,
+            vpc=vpc,
+            database=database,
+            with_balancer=endpoint == NLB,
+            dual_stack=dual_stack,
+            has_data_endpoint=data_endpoint,
+        )
         group = self._network.entry_group
         self._connections = ec2.Connections(security_groups=[group], default_port=ec2.Port.tcp(CLIENT_PORT))
         self.load_balancer = (
-            make_balancer(self, vpc=vpc, subnets=subnets, security_group=group) if endpoint == NLB else None
+            make_balancer(self, vpc=vpc, subnets=subnets, security_group=group, dual_stack=dual_stack)
+            if endpoint == NLB
+            else None
         )
-        fleet = Fleet(self, vpc=vpc)
+        fleet = Fleet(self, vpc=vpc, has_ipv6=dual_stack and endpoint == DNS)
         self._fleet_name = fleet.name
         self.task_definition = ecs.FargateTaskDefinition(
             self, "Task", cpu=cpu, memory_limit_mib=memory_limit_mib, runtime_platform=_platform(architecture)
         )
-        self._add_container(processes, architecture)
+        self._add_container(processes, architecture, EVERY_ADDRESS if dual_stack else ProxySettings.listen_host)
         self.service = make_service(
             self,
-            cluster=cluster or ecs.Cluster(self, "Cluster", vpc=vpc),
+            cluster=cluster or make_cluster(self, vpc=vpc, key=encryption_key),
             task_definition=self.task_definition,
             budget=self.budget,
             security_group=self._network.task_group,
@@ -141,7 +196,9 @@ class PoolProxy(PoolMetrics, Construct):
             fleet=fleet,
             has_balancer=self.load_balancer is not None,
         )
-        self.target_group = add_tasks(self.load_balancer, self.service) if self.load_balancer else None
+        self.target_group = (
+            add_tasks(self.load_balancer, self.service, has_data_endpoint=data_endpoint) if self.load_balancer else None
+        )
 
     @property
     def connections(self) -> ec2.Connections:
@@ -159,6 +216,11 @@ class PoolProxy(PoolMetrics, Construct):
         return CLIENT_PORT
 
     @property
+    def data_url(self) -> str | None:
+        """Where the data endpoint answers, None without one: AWS_ENDPOINT_URL_RDS_DATA of an AWS SDK."""
+        return f"https://{self.endpoint}:{DATA_PORT}" if self.has_data_endpoint else None
+
+    @property
     def client_user(self) -> str:
         """The user that functions log in as; its password is in `client_secret`."""
         return CLIENT_USER
@@ -167,35 +229,71 @@ class PoolProxy(PoolMetrics, Construct):
         """Allow reading the client's password. Whoever has it and reaches the port is in."""
         return grant_read(self.client_secret, grantee)
 
-    def function_environment(self) -> dict[str, str]:
-        """Return what a function needs in its environment; no secret is among it."""
-        return {
-            layer_settings.HOST: self.endpoint,
-            layer_settings.PORT: str(CLIENT_PORT),
-            layer_settings.DATABASE: self.database.name,
-            layer_settings.USER: CLIENT_USER,
-            layer_settings.SECRET_ARN: self.client_secret.secret_arn,
-            # By the CA's certificate that the proxy writes into the secret.
-            layer_settings.SSLMODE: "verify-full",
-        }
+    def add_client(
+        self, user: str, *, entry: str | None = None, max_connections: int | None = None, read_only: bool = False
+    ) -> PoolClient:
+        """Add a user of the pool with a secret of its own, for `attach(function, client=...)`.
 
-    def attach(self, function: lambda_.Function, *, layer: WarmConnectionLayer | None = None) -> None:
+        `entry` is one of `database_roles` (default: the pool's own database and role), `max_connections` bounds the
+        user's client connections at each PgBouncer (default: the setting `max_connections_per_client_user`). The data
+        endpoint runs a `read_only` client's statements in transactions that change nothing; elsewhere a role's rights
+        are the database's to say. A secret costs 0.40 USD a month. Raises ValueError for a user, an entry or a limit
+        that cannot be.
+        """
+        return self._clients.add(user, entry=entry, max_connections=max_connections, read_only=read_only)
+
+    def function_environment(
+        self, *, client: PoolClient | None = None, name: str | None = None, settings: Chosen | None = None
+    ) -> dict[str, str]:
+        """Return what a function needs in its environment; no secret is among it. The arguments are those of attach.
+
+        Raises ValueError for a client of another pool, and for a setting that the layer would refuse.
+        """
+        if client is not None and client.node.scope is not self:
+            raise ValueError(f"{client.node.path} is not a client of {self.node.path}")
+        values = {
+            "host": self.endpoint,
+            "port": str(CLIENT_PORT),
+            "database": client.entry if client else self.database.name,
+            "user": client.user if client else CLIENT_USER,
+            "secret_arn": (client or self).client_secret.secret_arn,
+            # By the CA's certificate that the proxy writes into the secret.
+            "sslmode": "verify-full",
+            **({"data_endpoint": self.data_url} if self.data_url else {}),
+        }
+        return function_variables(values, settings or {}, name)
+
+    def attach(
+        self,
+        function: lambda_.Function,
+        *,
+        layer: WarmConnectionLayer | PublishedLayer | None = None,
+        client: PoolClient | None = None,
+        name: str | None = None,
+        settings: Chosen | None = None,
+    ) -> None:
         """Let a function use the pool: layer, environment, network and the permission to read the password.
 
-        Without `layer` all functions of a stack share one that fits their architecture and runtime. Raises
-        FunctionNotAttachable when the function is outside the VPC, was imported, has a runtime that the layer does
-        not exist for, or does not fit the given layer. The function's reserved concurrency and timeout, as they are at
-        synth, count in the warning of long waits.
+        Without `layer` all functions of a stack share one that fits their architecture and runtime; without `client`
+        they share one user. `name` is for a function with several databases: what its decorator calls this one.
+        `settings` are further fields of the layer's settings (docs/layer.md), such as {"deadline_margin_ms": 500}.
+
+        Raises FunctionNotAttachable when the function is outside the VPC, was imported, has a runtime that the layer
+        does not exist for, does not fit the given layer, or is attached already under the same name; ValueError for a
+        setting that the layer would refuse. The function's reserved concurrency and timeout, as they are at synth,
+        count in the warning of long waits.
         """
         check_attachable(function)
+        variables = self.function_environment(client=client, name=name, settings=settings)
         if layer is None:
             layer = WarmConnectionLayer.shared(function, architecture=function.architecture, runtime=function.runtime)
         check_fits(function, layer)
-        function.add_layers(layer)
-        for name, value in self.function_environment().items():
-            function.add_environment(name, value)
-        self._network.open_to(function.connections.security_groups)
-        self.grant_connect(function)
+        if remember_attached(function, name):
+            function.add_layers(layer.layer_version)
+        for variable, value in variables.items():
+            function.add_environment(variable, value)
+        self._network.open_to(function)
+        (client or self).grant_connect(function)
         self._functions.add(function)
 
     def _place_budget(self) -> None:
@@ -236,28 +334,33 @@ class PoolProxy(PoolMetrics, Construct):
                 "functions' timeout above it",
             )
 
-    def _add_container(self, processes: int, architecture: str) -> None:
-        add_proxy_container(
+    def _add_container(self, processes: int, architecture: str, listen_host: str) -> None:
+        variables = environment(
+            self.database,
+            client_secret_arn=self.client_secret.secret_arn,
+            ca_secret_arn=self.ca_secret.secret_arn,
+            host_names=[self.endpoint],
+            fleet_name=self._fleet_name,
+            budget=self.budget,
+            budget_name=self.budget_name,
+            budget_database=self.budget_database,
+            processes=processes,
+            query_wait_seconds=self.query_wait_seconds,
+            metrics_service=self.metrics_service,
+            has_metrics=self.has_metrics,
+            # A load balancer sends nothing any more before a task is told to stop; a name is remembered.
+            notice_seconds=0 if self.load_balancer else FLEET_TTL_SECONDS,
+            listen_host=listen_host,
+            has_data_endpoint=self.has_data_endpoint,
+        ) | task_variables(self._settings)
+        check_environment(variables)
+        container = add_proxy_container(
             self,
             self.task_definition,
-            environment=environment(
-                self.database,
-                client_secret_arn=self.client_secret.secret_arn,
-                ca_secret_arn=self.ca_secret.secret_arn,
-                host_names=[self.endpoint],
-                fleet_name=self._fleet_name,
-                budget=self.budget,
-                budget_name=self.budget_name,
-                budget_database=self.budget_database,
-                processes=processes,
-                query_wait_seconds=self.query_wait_seconds,
-                metrics_service=self.metrics_service,
-                has_metrics=self.has_metrics,
-                # A load balancer sends nothing any more before a task is told to stop; a name is remembered.
-                notice_seconds=0 if self.load_balancer else FLEET_TTL_SECONDS,
-            ),
+            environment=variables,
             architecture=architecture,
             log_group=self.log_group,
+            has_data_endpoint=self.has_data_endpoint,
         )
         grant_tasks(
             self.task_definition.task_role,
@@ -265,6 +368,7 @@ class PoolProxy(PoolMetrics, Construct):
             client_secret=self.client_secret,
             ca_secret=self.ca_secret,
         )
+        self._clients.serve_by(container, self.task_definition.task_role)
 
 
 def _check(architecture: str, endpoint: str, query_wait_seconds: float) -> None:

@@ -21,9 +21,10 @@ from aws_cdk import (
 from constructs import Construct
 
 from emberpool_cdk.connection_budget import ConnectionBudget
+from emberpool_cdk.explained_findings import explain
 from emberpool_cdk.pool_database import PoolDatabase
 from emberpool_cdk.proxy_image import CA_FILE, CONTAINER_USER, ProxyContext
-from emberpool_proxy.settings import CLIENT_PORT, HEALTH_PORT, ProxySettings, variable
+from emberpool_proxy.settings import CLIENT_PORT, DATA_PORT, HEALTH_PORT, ProxySettings, variable
 
 ARM_64, X86_64 = "arm64", "x86_64"
 CONTAINER_NAME = "proxy"
@@ -48,6 +49,8 @@ def environment(
     metrics_service: str,
     has_metrics: bool,
     notice_seconds: float,
+    listen_host: str,
+    has_data_endpoint: bool,
 ) -> dict[str, str]:
     """Return the proxy's settings by the names that it reads. None is a secret: the tasks read those by their ARNs.
 
@@ -67,8 +70,10 @@ def environment(
         "client_tls_mode": "require",
         "client_ca_secret_arn": ca_secret_arn,
         "client_tls_host_names": ",".join(host_names),
+        "listen_host": listen_host,
         "client_port": str(CLIENT_PORT),
         "health_port": str(HEALTH_PORT),
+        "data_port": str(DATA_PORT if has_data_endpoint else 0),
         "fleet_name": fleet_name,
         "max_server_connections": str(budget.max_server_connections),
         "most_tasks_alive": str(budget.most_tasks_alive),
@@ -92,8 +97,10 @@ def add_proxy_container(
     environment: Mapping[str, str],
     architecture: str,
     log_group: logs.ILogGroup,
+    has_data_endpoint: bool,
 ) -> ecs.ContainerDefinition:
     """Add the proxy to a task definition of the same architecture. Raises SourceMissing."""
+    ports = (CLIENT_PORT, HEALTH_PORT, *((DATA_PORT,) if has_data_endpoint else ()))
     container = task.add_container(
         CONTAINER_NAME,
         image=_image(scope, architecture),
@@ -103,7 +110,7 @@ def add_proxy_container(
         stop_timeout=Duration.seconds(STOP_TIMEOUT_SECONDS),
         health_check=_health_check(),
         logging=ecs.LogDrivers.aws_logs(stream_prefix=CONTAINER_NAME, log_group=log_group),
-        port_mappings=[ecs.PortMapping(container_port=port) for port in (CLIENT_PORT, HEALTH_PORT)],
+        port_mappings=[ecs.PortMapping(container_port=port) for port in ports],
     )
     # Writable for the container's user because the Dockerfile declares this path as a VOLUME of that user: ECS
     # copies owner and mode from there. Fargate encrypts this storage and drops it with the task.
@@ -111,7 +118,22 @@ def add_proxy_container(
     container.add_mount_points(
         ecs.MountPoint(source_volume=RUN_VOLUME, container_path=ProxySettings.run_folder, read_only=False)
     )
+    _explain(task)
     return container
+
+
+def _explain(task: ecs.FargateTaskDefinition) -> None:
+    explain(
+        task,
+        "AwsSolutions-ECS2",
+        "The environment has settings only. Secrets are named in it by their ARNs, and the proxy reads them itself, so "
+        "that a rotated one needs no new task.",
+    )
+    explain(
+        task.obtain_execution_role().node.find_child("DefaultPolicy"),
+        "AwsSolutions-IAM5[Resource::*]",
+        "ecr:GetAuthorizationToken, which the image is pulled with, knows no resource; everything else names its own.",
+    )
 
 
 def _image(scope: Construct, architecture: str) -> ecs.ContainerImage:

@@ -7,11 +7,12 @@ from typing import cast
 import jsii
 from aws_cdk import Annotations, AssetHashType, BundlingOptions, ILocalBundling, Stack
 from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from emberpool_cdk.layer_build import LayerBuild, LayerBuildFailed, LayerUnsupported
 
-__all__ = ["LayerBuildFailed", "LayerUnsupported", "WarmConnectionLayer"]
+__all__ = ["LayerBuildFailed", "LayerUnsupported", "PublishedLayer", "WarmConnectionLayer"]
 
 
 class WarmConnectionLayer(lambda_.LayerVersion):
@@ -19,6 +20,10 @@ class WarmConnectionLayer(lambda_.LayerVersion):
 
     Compiled bytecode halves the imports' share of a cold start. A Python of `runtime`'s minor version compiles it; when
     there is none where the app is synthesized, it is left out with a warning (Lambda then compiles at each cold start).
+
+    `parameter_name` publishes the ARN of the newest version in an SSM parameter, for functions of other stacks: see
+    `from_parameter`. An ARN that another stack imports could never be replaced: CloudFormation keeps an export as long
+    as somebody uses it.
 
     Raises LayerUnsupported for a runtime or architecture without wheels, LayerBuildFailed when pip fails.
     """
@@ -30,6 +35,7 @@ class WarmConnectionLayer(lambda_.LayerVersion):
         *,
         architecture: lambda_.Architecture | None = None,
         runtime: lambda_.Runtime | None = None,
+        parameter_name: str | None = None,
     ) -> None:
         architecture = architecture or lambda_.Architecture.ARM_64
         runtime = runtime or lambda_.Runtime.PYTHON_3_13
@@ -52,6 +58,40 @@ class WarmConnectionLayer(lambda_.LayerVersion):
             raise
         if build.warning is not None and Stack.of(self).bundling_required:
             Annotations.of(self).add_warning_v2("emberpool:layer-without-bytecode", build.warning)
+        self.parameter = self._published(parameter_name) if parameter_name else None
+
+    @property
+    def layer_version(self) -> lambda_.ILayerVersion:
+        """What `function.add_layers` takes: this construct itself."""
+        return self
+
+    def _published(self, parameter_name: str) -> ssm.StringParameter:
+        return ssm.StringParameter(
+            self,
+            "Parameter",
+            parameter_name=parameter_name,
+            string_value=self.layer_version_arn,
+            description=f"ARN of emberpool's newest layer ({self.runtime_name}, {self.architecture_name})",
+        )
+
+    @classmethod
+    def from_parameter(
+        cls,
+        scope: Construct,
+        construct_id: str,
+        *,
+        parameter_name: str,
+        architecture: lambda_.Architecture | None = None,
+        runtime: lambda_.Runtime | None = None,
+    ) -> PublishedLayer:
+        """Return the layer that another stack, or another app, has published under `parameter_name`.
+
+        `architecture` and `runtime` are those that it was built for. Each deployment of this stack takes the version
+        that is the newest then. Raises LayerUnsupported as the layer itself does.
+        """
+        return PublishedLayer(
+            scope, construct_id, parameter_name=parameter_name, architecture=architecture, runtime=runtime
+        )
 
     @classmethod
     def shared(
@@ -67,6 +107,37 @@ class WarmConnectionLayer(lambda_.LayerVersion):
         if isinstance(existing, WarmConnectionLayer):
             return existing
         return cls(stack, construct_id, architecture=architecture, runtime=runtime)
+
+
+class PublishedLayer(Construct):
+    """A WarmConnectionLayer of another stack, by the SSM parameter with its ARN: for `attach(function, layer=...)`.
+
+    CloudFormation reads the parameter at each deployment, so nothing ties the two stacks together. A version that was
+    replaced is deleted with the next deployment of its own stack: functions that have it go on, new ones need the
+    newest.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        parameter_name: str,
+        architecture: lambda_.Architecture | None = None,
+        runtime: lambda_.Runtime | None = None,
+    ) -> None:
+        super().__init__(scope, construct_id)
+        architecture = architecture or lambda_.Architecture.ARM_64
+        runtime = runtime or lambda_.Runtime.PYTHON_3_13
+        LayerBuild(architecture=architecture.name, runtime=runtime.name)  # raises for what no layer is built for
+        self.architecture_name = architecture.name
+        self.runtime_name = runtime.name
+        self.layer_version = lambda_.LayerVersion.from_layer_version_attributes(
+            self,
+            "Version",
+            layer_version_arn=ssm.StringParameter.value_for_string_parameter(self, parameter_name),
+            compatible_runtimes=[runtime],
+        )
 
 
 @jsii.implements(ILocalBundling)

@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from emberpool.data_endpoint import data_client
     from emberpool.errors import (
         CommitOutcomeUnknown,
         ConnectionInUse,
@@ -47,12 +48,14 @@ __all__ = [
     "TransactionAborted",
     "connect",
     "current_connection",
+    "data_client",
     "warm_connection",
 ]
 
 _HOMES = {
     "connect": "outside",
     "current_connection": "invocation",
+    "data_client": "data_endpoint",
     "warm_connection": "handler",
     "LayerSettings": "settings",
     "SettingsInvalid": "settings",

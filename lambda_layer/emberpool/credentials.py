@@ -1,7 +1,8 @@
 """The login of this environment: read once, kept until it expires or is refused, and what to try after that.
 
 Owns the caching and the order of the attempts. Where the text of a secret comes from is `secret_sources`' business.
-Not locked: two threads at once may read twice, nothing worse.
+Not locked: two threads at once may read twice, nothing worse. Needs no driver, as data_client() has none: the errors,
+which are psycopg's, are loaded when one is raised.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import emberpool
 from emberpool import secret_sources
-from emberpool.errors import SecretUnavailable
 from emberpool.settings import LayerSettings
 
 AWSCURRENT, AWSPENDING = "AWSCURRENT", "AWSPENDING"
@@ -123,7 +124,7 @@ class Credentials:
         """Return the login at a stage that the secret need not have, and the role need not be allowed to read."""
         try:
             return self._stage(stage)
-        except SecretUnavailable:
+        except emberpool.SecretUnavailable:
             return None
 
     def _stage(self, stage: str) -> Login:
@@ -138,7 +139,7 @@ class Credentials:
         settings = self._settings
         try:
             return _login_in(secret_sources.from_secrets_manager(settings.secret_arn or "", stage), settings)
-        except SecretUnavailable as error:
+        except emberpool.SecretUnavailable as error:
             return str(error)
 
 
@@ -146,7 +147,7 @@ def _login_or_raise(found: Login | str) -> Login:
     # Raised here, where neither a local variable nor a cause holds the secret's text: tracebacks are shown and sent.
     if isinstance(found, Login):
         return found
-    raise SecretUnavailable(found)
+    raise emberpool.SecretUnavailable(found)
 
 
 def _login_in(text: str, settings: LayerSettings) -> Login | str:

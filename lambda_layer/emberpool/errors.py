@@ -16,10 +16,15 @@ SettingsInvalid (in settings, a ValueError)   mend the variable that it names
 
 from __future__ import annotations
 
-import psycopg
+try:
+    from psycopg import OperationalError
+except ImportError:  # a function whose only client is data_client()
+
+    class OperationalError(Exception):  # type: ignore[no-redef]
+        """Stands for psycopg's where there is no driver."""
 
 
-class EmberpoolError(psycopg.OperationalError):
+class EmberpoolError(OperationalError):
     """Base of all errors of the layer; a psycopg.OperationalError, so that an `except` you have still works."""
 
 

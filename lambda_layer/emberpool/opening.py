@@ -110,6 +110,7 @@ def _connect(settings: LayerSettings, login: Login, deadline: Deadline = NO_DEAD
         settings.host,
         settings.port,
         min(settings.connect_timeout_seconds, seconds_left(deadline)),
+        settings.address_timeout_seconds,
         dbname=settings.database,
         user=login.user,
         password=login.password,

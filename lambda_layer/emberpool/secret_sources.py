@@ -1,18 +1,22 @@
 """Where a password comes from on AWS: the secrets extension beside the function, Secrets Manager, an RDS IAM token.
 
 Knows neither caching nor what a secret means: text in, one clear error out. botocore and boto3 are imported by the
-function that needs them: a fifth of a second that a function with another source does not pay.
+function that needs them: a fifth of a second that a function with another source does not pay. So is psycopg, for the
+errors, by `emberpool.SecretUnavailable`.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
+import emberpool
 from emberpool import signed_request
-from emberpool.errors import SecretUnavailable
+
+if TYPE_CHECKING:
+    from emberpool.errors import SecretUnavailable
 
 TIMEOUT_SECONDS = 3
 ATTEMPTS = 2
@@ -80,7 +84,7 @@ def from_secrets_manager(secret_arn: str, stage: str) -> str:
         code = "its endpoint's certificate is not to be trusted, so nothing was sent; AWS_CA_BUNDLE names other CAs"
     except BotoCoreError as error:
         code = type(error).__name__
-    raise SecretUnavailable(
+    raise emberpool.SecretUnavailable(
         f"cannot read the secret {secret_arn}: {code}; the function's role needs secretsmanager:GetSecretValue "
         "on it and a way to Secrets Manager (an interface endpoint or NAT in its VPC)"
     )
@@ -94,7 +98,7 @@ def iam_token(host: str, port: int, user: str) -> str:
     problem = f"cannot make an IAM token for {user} at {host}:{port}"
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if not region:
-        raise SecretUnavailable(f"{problem}: no region; set AWS_REGION")
+        raise emberpool.SecretUnavailable(f"{problem}: no region; set AWS_REGION")
     try:
         from botocore.exceptions import BotoCoreError  # noqa: PLC0415 (see the module's docstring)
     except ImportError:
@@ -103,7 +107,7 @@ def iam_token(host: str, port: int, user: str) -> str:
         return _signed_token(host, port, user, region)
     except BotoCoreError as error:
         code = type(error).__name__
-    raise SecretUnavailable(f"{problem}: {code}; the credentials come from the function's role")
+    raise emberpool.SecretUnavailable(f"{problem}: {code}; the credentials come from the function's role")
 
 
 def _signed_token(host: str, port: int, user: str, region: str) -> str:
@@ -136,7 +140,9 @@ def _signed_token(host: str, port: int, user: str, region: str) -> str:
 
 
 def _boto3_missing(problem: str) -> SecretUnavailable:
-    return SecretUnavailable(f"{problem}: boto3 is not installed; Lambda's own runtimes have it, add it to an image")
+    return emberpool.SecretUnavailable(
+        f"{problem}: boto3 is not installed; Lambda's own runtimes have it, add it to an image"
+    )
 
 
 def _region_of(secret_arn: str) -> str | None:

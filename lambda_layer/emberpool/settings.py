@@ -22,13 +22,17 @@ SECRET_ARN = "EMBERPOOL_SECRET_ARN"  # noqa: S105 (the variable's name)
 SSLMODE = "EMBERPOOL_SSLMODE"
 SSLROOTCERT = "EMBERPOOL_SSLROOTCERT"
 CONNECT_TIMEOUT_SECONDS = "EMBERPOOL_CONNECT_TIMEOUT_SECONDS"
+ADDRESS_TIMEOUT_SECONDS = "EMBERPOOL_ADDRESS_TIMEOUT_SECONDS"
 CONNECT_RETRY_SECONDS = "EMBERPOOL_CONNECT_RETRY_SECONDS"
 DEADLINE_MARGIN_MS = "EMBERPOOL_DEADLINE_MARGIN_MS"
 METRICS = "EMBERPOOL_METRICS"
 AUTH = "EMBERPOOL_AUTH"
 CLOSE_ON_SHUTDOWN = "EMBERPOOL_CLOSE_ON_SHUTDOWN"
+DATA_ENDPOINT = "EMBERPOOL_DATA_ENDPOINT"
 
 DATABASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+URL = re.compile(r"(https?)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?/?")
+THIS_MACHINE = re.compile(r"localhost|127\.[0-9.]+|\[::1\]")
 DEFAULT_PORT = 6432  # PgBouncer's own
 SSLMODES = ("disable", "require", "verify-ca", "verify-full")
 AUTHS = ("password", "iam")
@@ -66,6 +70,10 @@ class LayerSettings:
         default=None, metadata=_help("file with the CA's certificate for the verify modes; empty: the secret has it")
     )
     connect_timeout_seconds: int = field(default=3, metadata=_help("longest wait for a connection to open"))
+    address_timeout_seconds: float = field(
+        default=0.5,
+        metadata=_help("longest wait for one of several addresses to accept; the login there may take longer"),
+    )
     connect_retry_seconds: float = field(
         default=3.0, metadata=_help("how long a connection that cannot be opened is tried again; 0: once")
     )
@@ -83,6 +91,10 @@ class LayerSettings:
     pipeline_begin: str = field(
         default="off", metadata=_help("on: BEGIN rides with the first statement; saves a round trip, costs CPU")
     )
+    data_endpoint: str | None = field(
+        default=None,
+        metadata=_help("URL of the data endpoint for `data_client()`, https://HOST:PORT; http on this machine only"),
+    )
     # Which of several databases this is: its variables are EMBERPOOL_<NAME>_HOST and so on.
     name: str | None = field(default=None, metadata=_help("(no variable: the decorator's `database`)"))
 
@@ -90,8 +102,10 @@ class LayerSettings:
         for field_name in ("host", "user", "database"):
             if not getattr(self, field_name):
                 raise SettingsInvalid(f"{self.variable(field_name)} must be set")
+        self._check_data_endpoint()
         self._check_range("port", 1, 65535)
         self._check_range("connect_timeout_seconds", SHORTEST_CONNECT_TIMEOUT_SECONDS, 60)
+        self._check_range("address_timeout_seconds", 0.05, 60)
         self._check_range("connect_retry_seconds", 0, 900)
         self._check_range("deadline_margin_ms", 0, 60_000)
         self._check_choice("metrics", SWITCH)
@@ -124,6 +138,20 @@ class LayerSettings:
             raise SettingsInvalid(
                 f"set exactly one of {self.variable('secret_arn')} (Secrets Manager) and "
                 f"{self.variable('password')} (local use), got {'both' if self.password else 'neither'}"
+            )
+
+    def _check_data_endpoint(self) -> None:
+        if self.data_endpoint is None:
+            return
+        found = URL.fullmatch(self.data_endpoint)
+        if found is None:
+            raise SettingsInvalid(
+                f"{self.variable('data_endpoint')} must be https://HOST:PORT without a path, got {self.data_endpoint!r}"
+            )
+        if found[1] == "http" and not THIS_MACHINE.fullmatch(found[2]):
+            raise SettingsInvalid(
+                f"{self.variable('data_endpoint')} must begin with https:// for another machine than this, "
+                f"got {self.data_endpoint!r}"
             )
 
     def _check_choice(self, field_name: str, allowed: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ for a host's addresses nor the reading of a secret ends by itself in time.
 from __future__ import annotations
 
 import math
+import random
 import select
 import socket
 import threading
@@ -22,6 +23,9 @@ from psycopg.pq.abc import PGconn
 
 ResultT = TypeVar("ResultT")
 
+EXPIRED = "connection timeout expired"
+# The system's: environments that were restored from one snapshot share the state of Python's own.
+_random = random.SystemRandom()
 EVENTS = {PollingStatus.READING: select.POLLIN, PollingStatus.WRITING: select.POLLOUT}
 
 
@@ -51,20 +55,42 @@ def within(seconds: float, call: Callable[[], ResultT]) -> ResultT:
     return results[0]
 
 
-def connected(host: str, port: int, seconds: float, **parameters: str | int | None) -> PGconn:
+def connected(
+    host: str, port: int, seconds: float, address_seconds: float = math.inf, **parameters: str | int | None
+) -> PGconn:
     """Return a connection to `host` that has logged in within `seconds`; `parameters` are libpq's.
 
+    Of several addresses one that does not accept the connection within `address_seconds`, or refuses it, is passed
+    over. Once an address has accepted, a login may take all that is left: it waits in line there.
     Raises psycopg.OperationalError, of the kind psycopg.errors.ConnectionTimeout when it took longer.
     """
     until = time.monotonic() + seconds
-    addresses = _addresses(host, port, seconds)
-    if addresses:
-        # libpq tries them in turn, as it does with what it looks up itself, and holds the interpreter's lock meanwhile.
-        parameters["hostaddr"] = ",".join(addresses)
-    hosts = ",".join([host] * max(len(addresses), 1))
-    pgconn = pq.PGconn.connect_start(make_conninfo("", host=hosts, port=port, **parameters).encode())
+    addresses = _spread(_addresses(host, port, seconds)) or [None]
+    failures: list[str] = []
+    for tried, address in enumerate(addresses, 1):
+        reached_until = until
+        if tried < len(addresses):
+            now = time.monotonic()
+            # A share at most: however little time there is, each address gets some of it.
+            reached_until = now + min(address_seconds, (until - now) / (len(addresses) - tried + 1))
+        try:
+            return _opened(
+                make_conninfo("", host=host, hostaddr=address, port=port, **parameters), until, reached_until
+            )
+        except _NotReached as failure:
+            failures.append(str(failure))
+    raise _failure(failures, has_time=time.monotonic() < until)
+
+
+class _NotReached(Exception):  # noqa: N818 (named by what happened; it never leaves this module)
+    """The address did not accept the connection: the next one may."""
+
+
+def _opened(conninfo: str, until: float, reached_until: float) -> PGconn:
+    # Between the steps it waits without the interpreter's lock, which libpq's own wait would keep.
+    pgconn = pq.PGconn.connect_start(conninfo.encode())
     try:
-        _log_in(pgconn, until)
+        _log_in(pgconn, until, reached_until)
     except BaseException:
         pgconn.finish()
         raise
@@ -72,19 +98,41 @@ def connected(host: str, port: int, seconds: float, **parameters: str | int | No
     return pgconn
 
 
-def _log_in(pgconn: PGconn, until: float) -> None:
+def _log_in(pgconn: PGconn, until: float, reached_until: float) -> None:
     # As libpq documents it: until the first answer of connect_poll() it waits to write.
-    status = PollingStatus.WRITING
+    status, is_reached = PollingStatus.WRITING, False
     while pgconn.status != ConnStatus.BAD and status in EVENTS:
-        # Made each time: libpq goes on to another socket when it tries the next address.
+        # Made each time: libpq may go on with another socket.
         poller = select.poll()
         poller.register(pgconn.socket, EVENTS[status])
-        left_seconds = until - time.monotonic()
+        left_seconds = (until if is_reached else reached_until) - time.monotonic()
         if left_seconds <= 0 or not poller.poll(left_seconds * 1000):
-            raise psycopg.errors.ConnectionTimeout("connection timeout expired")
+            if is_reached:
+                raise psycopg.errors.ConnectionTimeout(EXPIRED)
+            raise _NotReached(f"{EXPIRED}: {pgconn.hostaddr.decode()} accepts no connection")
         status = PollingStatus(pgconn.connect_poll())
+        is_reached = is_reached or pgconn.status not in (ConnStatus.STARTED, ConnStatus.BAD)
     if pgconn.status != ConnStatus.OK:
-        raise psycopg.OperationalError(f"connection failed: {pgconn.get_error_message()}")
+        message = f"connection failed: {pgconn.get_error_message()}"
+        raise psycopg.OperationalError(message) if is_reached else _NotReached(message)
+
+
+def _failure(failures: list[str], *, has_time: bool) -> psycopg.OperationalError:
+    message = "\n".join(failures)
+    return psycopg.OperationalError(message) if has_time else psycopg.errors.ConnectionTimeout(message)
+
+
+def _spread(addresses: list[str]) -> list[str | None]:
+    """Return the addresses in random order, those of the kind that the system prefers, IPv6 or IPv4, first.
+
+    As libpq's load_balance_hosts=random does: the resolver's order is the same for all who start together.
+    """
+    if len(addresses) < 2:  # noqa: PLR2004 (nothing to mix)
+        return [*addresses]
+    is_first_ipv6 = ":" in addresses[0]
+    mixed = _random.sample(addresses, len(addresses))
+    mixed.sort(key=lambda address: (":" in address) != is_first_ipv6)
+    return [*mixed]
 
 
 def _addresses(host: str, port: int, seconds: float) -> list[str]:

@@ -231,6 +231,7 @@ def up(
             proxy_port,
             progress=tell,
             tasks=tasks,
+            has_data_endpoint=True,
         )
         run_until_stopped(stack, lambda description: _show_running(description, tasks), tell)
 

@@ -71,19 +71,23 @@ class LocalProxy:
         settings: Mapping[str, str] | None = None,
         pgbouncer: PgbouncerProgram | None = None,
         progress: Callable[[str], None] = lambda _: None,
+        has_data_endpoint: bool = False,
     ) -> None:
         self.database = database
+        self._has_data_endpoint = has_data_endpoint
         self.max_server_connections = max_server_connections
         self._settings = dict(settings or {})
         self.host = self._settings.get("listen_host", LOOPBACK)
         self.client_password = self._settings.get("client_password") or secrets.token_urlsafe(32)
         self._wanted_port = client_port
         self._wanted_health_port = int(self._settings.get("health_port", 0))
+        self._wanted_data_port = int(self._settings.get("data_port", 0))
         self._pgbouncer = pgbouncer
         self._progress = progress
         self._folder = TempFolder("proxy")
         self._port = 0
         self._health_port = 0
+        self._data_port = 0
         self._child: Child | None = None
 
     @property
@@ -95,6 +99,11 @@ class LocalProxy:
     def health_port(self) -> int:
         """The port of /healthz and /readyz; known once it is open."""
         return self._health_port
+
+    @property
+    def data_url(self) -> str:
+        """Where the data endpoint answers, without TLS as it is on this machine; known once it is open."""
+        return f"http://{self.host}:{self._data_port}"
 
     @property
     def status_url(self) -> str:
@@ -171,6 +180,7 @@ class LocalProxy:
         for tries_left in reversed(range(PORT_TRIES)):
             self._port = self._wanted_port or free_port()
             self._health_port = self._wanted_health_port or free_port()
+            self._data_port = self._wanted_data_port or (free_port() if self._has_data_endpoint else 0)
             self._child = start_child(
                 [sys.executable, "-m", "emberpool_proxy"],
                 log_path=self.log_path,
@@ -197,11 +207,9 @@ class LocalProxy:
         return child.is_running
 
     def _is_ready(self) -> bool:
-        try:
-            with _DIRECT.open(f"http://{self.host}:{self._health_port}/readyz", timeout=PROBE_TIMEOUT_SECONDS):
-                return True  # other answers than 2xx raise
-        except (urllib.error.URLError, OSError):
-            return False
+        return _answers(f"http://{self.host}:{self._health_port}/readyz") and (
+            not self._data_port or _answers(f"{self.data_url}/openapi.json")
+        )
 
     def _environment(self) -> dict[str, str]:
         if self._pgbouncer is None:
@@ -218,6 +226,8 @@ class LocalProxy:
             "listen_host": self.host,
             "client_port": str(self._port),
             "health_port": str(self._health_port),
+            "data_port": str(self._data_port),
+            "data_tls_mode": "disable",
             "max_server_connections": str(self.max_server_connections),
             "drain_seconds": str(DRAIN_SECONDS),
             "stop_seconds": str(STOP_SECONDS),
@@ -236,6 +246,14 @@ class LocalProxy:
             "The proxy " + what + ". Its last lines:\n" + "\n".join(lines),
             "Mend what the lines name; `emberpool up` shows the same proxy without a burst",
         )
+
+
+def _answers(url: str) -> bool:
+    try:
+        with _DIRECT.open(url, timeout=PROBE_TIMEOUT_SECONDS):
+            return True  # other answers than 2xx raise
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def _message(line: str) -> str:

@@ -26,6 +26,7 @@ DATABASE = "app"
 ROLE = "app"
 FLOOR_CONNECTIONS = 2  # of a task that shares the budget
 MOST_TASKS = 50
+LOCAL_REGION = "us-east-1"  # of the signature only: the endpoint takes any
 AUTHORITIES = "authorities.crt"
 
 
@@ -65,6 +66,7 @@ class LocalStack:
         proxy_settings: Mapping[str, str] | None = None,
         progress: Callable[[str], None] = lambda _: None,
         tasks: int = 1,
+        has_data_endpoint: bool = False,
     ) -> None:
         self.max_connections = max_connections
         self.max_server_connections = max_server_connections
@@ -73,6 +75,7 @@ class LocalStack:
         self._proxy_settings = proxy_settings
         self._progress = progress
         self._tasks = tasks
+        self._has_data_endpoint = has_data_endpoint
         self._role_password = secrets.token_urlsafe(24)
         self._proxies: list[LocalProxy] = []
         self._opened = ExitStack()
@@ -155,7 +158,15 @@ class LocalStack:
         for number, host in enumerate(hosts, 1):
             self._progress("Starting the proxy" + (f", task {number} of {self._tasks}" if shared else ""))
             own = {"listen_host": host, "client_tls_host_names": host} if host else {}
-            proxy = LocalProxy(access, self.max_server_connections, port, {**shared, **own, **settings}, pgbouncer)
+            given = {**shared, **own, **settings}
+            proxy = LocalProxy(
+                access,
+                self.max_server_connections,
+                port,
+                given,
+                pgbouncer,
+                has_data_endpoint=self._has_data_endpoint,
+            )
             proxies.append(undo.enter_context(proxy))
         self._proxies = proxies
         if shared:
@@ -179,6 +190,15 @@ class LocalStack:
             layer.METRICS: "off",  # their lines are for CloudWatch, which is not here
         }
 
+    def data_client_environment(self) -> dict[str, str]:
+        """Return the variables by which boto3's, or any AWS SDK's, rds-data client finds the data endpoint."""
+        return {
+            "AWS_ENDPOINT_URL_RDS_DATA": self.proxy.data_url,
+            "AWS_ACCESS_KEY_ID": self.proxy.client_user,
+            "AWS_SECRET_ACCESS_KEY": self.proxy.client_password,
+            "AWS_DEFAULT_REGION": LOCAL_REGION,
+        }
+
     def direct_handler_environment(self) -> dict[str, str]:
         """Return the layer's variables for a handler that goes straight to the database."""
         return {
@@ -193,16 +213,25 @@ class LocalStack:
 
     def describe(self) -> str:
         """Return what `emberpool up` prints, passwords included: where both listen and what a handler needs."""
-        exports = "\n".join(f"  export {name}={value}" for name, value in self.handler_environment().items())
         where, handlers = f"{self.proxy.host}:{self.proxy.port}", ""
         if self._tasks > 1:
             where = f"{self._proxies[0].host} to {self._proxies[-1].host}, port {self.proxy.port}: {self._tasks} tasks"
             handlers = " (of the first task: the layer connects to one host name)"
+        data = ""
+        if self._has_data_endpoint:
+            data = (
+                '\nboto3.client("rds-data") needs, and any ARN as resourceArn and secretArn:\n'
+                f"{_exports(self.data_client_environment())}\n"
+            )
         return (
             f"PostgreSQL {self.postgres.program.version} ({self.postgres.program.origin}) on "
             f"{self.postgres.host}:{self.postgres.port}, max_connections = {self.max_connections}\n"
             f"emberpool's proxy on {where}, at most {self.max_server_connections} server connections\n\n"
             f"Through the proxy:        {self.proxy_conninfo}\n"
             f"Straight to the database: {self.direct_conninfo}\n\n"
-            f"A handler with @warm_connection needs{handlers}:\n{exports}\n"
+            f"A handler with @warm_connection needs{handlers}:\n{_exports(self.handler_environment())}\n{data}"
         )
+
+
+def _exports(variables: Mapping[str, str]) -> str:
+    return "\n".join(f"  export {name}={value}" for name, value in variables.items())

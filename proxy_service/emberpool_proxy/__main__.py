@@ -4,7 +4,7 @@ run       supervisor, agent and PgBouncer (the default)
 config    print what would be rendered, secrets masked
 status    print the pool of a running proxy
 fleet     print the tasks that share its budget
-agent     what the supervisor starts; not for people
+agent, data-endpoint  what the supervisor starts; not for people
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from emberpool_proxy.control import Channel
 from emberpool_proxy.errors import AgentRefused, ProxyError
 from emberpool_proxy.settings import ProxySettings, SettingsInvalid
 
+COMMANDS = ("run", "config", "status", "fleet", "agent", "data-endpoint")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -49,6 +50,20 @@ async def be_the_agent(settings: ProxySettings, control: int, health: int) -> No
         await Agent(settings, channel, health_socket).run()
 
 
+async def serve_data(settings: ProxySettings) -> None:
+    """Run the data endpoint until SIGTERM, then let its calls end. Raises ProxyError when it cannot start."""
+    from emberpool_proxy.data_endpoint.process import serve  # noqa: PLC0415 (each process loads only its own part)
+
+    await serve(settings)
+
+
+def data_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop that the data endpoint runs in."""
+    from emberpool_proxy.data_endpoint.process import new_loop  # noqa: PLC0415 (as above)
+
+    return new_loop()
+
+
 def print_config(settings: ProxySettings) -> None:
     """Print the files of the first PgBouncer process as they would be rendered, secrets masked."""
     from emberpool_proxy.agent.preview import preview  # noqa: PLC0415 (each command loads only its own part)
@@ -62,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m emberpool_proxy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", nargs="?", choices=("run", "config", "status", "fleet", "agent"), default="run")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, default="run")
     parser.add_argument("--url", help="status, fleet: where the proxy answers health checks")
     parser.add_argument("--json", action="store_true", help="status, fleet: print it as JSON")
     parser.add_argument(
@@ -84,8 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         log.configure(settings.log_level)
         if chosen.command == "config":
             print_config(settings)
-        elif chosen.command == "agent":
-            return _agent(settings, chosen.control, chosen.health)
+        elif chosen.command != "run":
+            return _part(settings, chosen)
         else:
             asyncio.run(supervise(settings))
     except SettingsInvalid as error:
@@ -122,17 +137,23 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _agent(settings: ProxySettings, control: int | None, health: int | None) -> int:
-    if control is None or health is None:
-        raise SettingsInvalid("`agent` is started by `run`, which gives it its sockets; use `run`")
-    # The container's stop signal is the supervisor's to handle: it tells the agent when to drain.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _part(settings: ProxySettings, chosen: argparse.Namespace) -> int:
+    """Run a part that the supervisor started, and starts again when it crashes."""
+    if chosen.command == "agent":
+        if chosen.control is None or chosen.health is None:
+            raise SettingsInvalid("`agent` is started by `run`, which gives it its sockets; use `run`")
+        # The container's stop signal is the supervisor's to handle: it tells the agent when to drain.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        work, loop_factory = be_the_agent(settings, chosen.control, chosen.health), None
+    else:
+        work, loop_factory = serve_data(settings), data_loop
     try:
-        asyncio.run(be_the_agent(settings, control, health))
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(work)
     except (ProxyError, SettingsInvalid):
         raise
     except Exception:  # noqa: BLE001 (the supervisor starts it again; the log must say why it was needed)
-        log.logger.exception("the agent crashed")
+        log.logger.exception("the %s crashed", chosen.command)
         return EXIT_CRASHED
     return 0
 

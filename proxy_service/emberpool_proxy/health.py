@@ -17,6 +17,7 @@ from typing import Any, Literal
 from aiohttp import web
 
 from emberpool_proxy.agent.budget_status import BudgetStatus
+from emberpool_proxy.pgbouncer.installed import InstalledPgbouncer
 from emberpool_proxy.telemetry.readings import Reading
 
 HEALTH_PATH = "/healthz"
@@ -51,6 +52,7 @@ class Health:
     clients_waiting: int = 0
     database: DatabaseState = "unknown"
     budget: BudgetStatus | None = None  # None until the first step of the loop
+    pgbouncer: InstalledPgbouncer | None = None  # None until one told its version
     readings: dict[int, Reading] = field(default_factory=dict)
     _not_ready: dict[str, str] = field(default_factory=dict)
 
@@ -70,6 +72,10 @@ class Health:
     def reason_not_healthy(self) -> str | None:
         """Return why this task cannot serve, or None."""
         return None if self.is_answering else NOT_ANSWERING
+
+    def warnings(self) -> list[str]:
+        """Return what somebody should do about this task although it serves."""
+        return [self.pgbouncer.warning] if self.pgbouncer and self.pgbouncer.warning else []
 
     def reason_not_ready(self) -> str | None:
         """Return why no new connection should come here, or None."""
@@ -131,6 +137,7 @@ async def _answer(health: Health, reason: str | None) -> web.Response:
         "pgbouncer_restarts": health.restarts,
         "client_connections": health.client_connections,
         "clients_waiting": health.clients_waiting,
+        "warnings": health.warnings(),
     }
     return web.json_response(body, status=200 if reason is None else 503)
 

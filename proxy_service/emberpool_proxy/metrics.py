@@ -47,6 +47,7 @@ AVERAGE_TRANSACTION = "emberpool_average_transaction_seconds"
 AVERAGE_QUERY = "emberpool_average_query_seconds"
 AVERAGE_WAIT = "emberpool_average_wait_seconds"
 PGBOUNCER_RESTARTS = "emberpool_pgbouncer_restarts_total"
+PGBOUNCER_OUTDATED = "emberpool_pgbouncer_outdated"
 AGENT_RESTARTS = "emberpool_agent_restarts_total"
 CLIENT_LOGIN_FAILURES = "emberpool_client_login_failures_total"
 SERVER_LOGIN_FAILURES = "emberpool_server_login_failures_total"
@@ -81,6 +82,11 @@ BUDGET_CLAIM_CONFLICT = "emberpool_budget_claim_conflict"
 BUDGET_SLOTS_TAKEN = "emberpool_budget_slots_taken_total"
 BUDGET_SLOTS_GIVEN = "emberpool_budget_slots_given_total"
 BUDGET_CONNECTIONS_LOST = "emberpool_budget_control_connections_lost_total"
+DATA_REQUESTS = "emberpool_data_requests_total"
+DATA_ERRORS = "emberpool_data_errors_total"
+DATA_SECONDS = "emberpool_data_request_seconds_total"
+DATA_RUNNING = "emberpool_data_requests_running"
+DATA_TRANSACTIONS = "emberpool_data_transactions"
 
 PROCESS = ("process",)
 PROCESS_AND_DATABASE = ("process", "database")
@@ -116,6 +122,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(AVERAGE_QUERY, "gauge", "Average query in the last period.", PROCESS_AND_DATABASE, "seconds"),
     Metric(AVERAGE_WAIT, "gauge", "Average wait in the last period.", PROCESS_AND_DATABASE, "seconds"),
     Metric(PGBOUNCER_RESTARTS, "counter", "How often a PgBouncer was started again."),
+    Metric(PGBOUNCER_OUTDATED, "gauge", "1 when PgBouncer lacks a security fix that this release of emberpool knows."),
     Metric(AGENT_RESTARTS, "counter", "How often the agent was started again."),
     Metric(
         CLIENT_LOGIN_FAILURES,
@@ -162,6 +169,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(BUDGET_SLOTS_TAKEN, "counter", "Slots taken."),
     Metric(BUDGET_SLOTS_GIVEN, "counter", "Slots given back."),
     Metric(BUDGET_CONNECTIONS_LOST, "counter", "Control connections that were lost."),
+    # Those of the data endpoint are there when the task has one.
+    Metric(DATA_REQUESTS, "counter", "Requests that the data endpoint answered."),
+    Metric(DATA_ERRORS, "counter", "Its answers that were errors, by the service's name of them.", ("kind",)),
+    Metric(DATA_SECONDS, "counter", "Time that its requests took.", unit="seconds"),
+    Metric(DATA_RUNNING, "gauge", "Requests that it works on."),
+    Metric(DATA_TRANSACTIONS, "gauge", "Transactions that are open there."),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -188,6 +201,7 @@ class CloudWatchMetric:
 SERVICE_DIMENSION = "Service"
 CLOUDWATCH_METRICS: tuple[CloudWatchMetric, ...] = (
     CloudWatchMetric("ClientConnections", "Count", "sum", (CLIENT_CONNECTIONS,), "Sum"),
+    CloudWatchMetric("ClientsActive", "Count", "sum", (CLIENT_CONNECTIONS,), "Sum", (("state", "active"),)),
     CloudWatchMetric("ClientsWaiting", "Count", "sum", (CLIENT_CONNECTIONS,), "Sum", (("state", "waiting"),)),
     CloudWatchMetric("LongestWait", "Seconds", "max", (LONGEST_WAIT,), "Maximum"),
     CloudWatchMetric("ServerConnections", "Count", "sum", (SERVER_CONNECTIONS,), "Sum"),
@@ -201,12 +215,19 @@ CLOUDWATCH_METRICS: tuple[CloudWatchMetric, ...] = (
     CloudWatchMetric("ClientLoginFailures", "Count", "increase", (CLIENT_LOGIN_FAILURES,), "Sum"),
     CloudWatchMetric("ServerLoginFailures", "Count", "increase", (SERVER_LOGIN_FAILURES,), "Sum"),
     CloudWatchMetric("PgbouncerRestarts", "Count", "increase", (PGBOUNCER_RESTARTS,), "Sum"),
+    CloudWatchMetric("PgbouncerOutdated", "None", "max", (PGBOUNCER_OUTDATED,), "Maximum"),
     CloudWatchMetric("DatabaseUp", "None", "min", (DATABASE_UP,), "Minimum"),
     CloudWatchMetric("BudgetMissing", "Count", "sum", (BUDGET_MISSING,), "Sum"),
     CloudWatchMetric("BudgetSlotsFree", "Count", "sum", (BUDGET_SLOTS_FREE,), "Minimum"),
     CloudWatchMetric("BudgetConnectionsShort", "Count", "sum", (BUDGET_SHORT_BY,), "Maximum"),
     CloudWatchMetric("BudgetClaimConflict", "None", "sum", (BUDGET_CLAIM_CONFLICT,), "Maximum"),
     CloudWatchMetric("BudgetControlConnectionMissing", "None", "sum", (BUDGET_CONNECTION_MISSING,), "Maximum"),
+    CloudWatchMetric("DataRequests", "Count", "increase", (DATA_REQUESTS,), "Sum"),
+    CloudWatchMetric("DataErrors", "Count", "increase", (DATA_ERRORS,), "Sum"),
+    CloudWatchMetric(
+        "DataRequestTime", "Milliseconds", "average", (DATA_SECONDS, DATA_REQUESTS), "Average", factor=1000
+    ),
+    CloudWatchMetric("DataTransactions", "Count", "sum", (DATA_TRANSACTIONS,), "Sum"),
 )
 
 Labels = tuple[str, ...]  # the values of the metric's labels, in their order

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import itertools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ PREFIX = "EMBERPOOL_PROXY_"
 
 CLIENT_PORT = 6432  # PgBouncer's own
 HEALTH_PORT = 8080
+DATA_PORT = 8443  # of the data endpoint, where there is one
+EVERY_ADDRESS = "*"  # of this machine, IPv4 and IPv6: PgBouncer's own word
 SERVER_TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
 CLIENT_TLS_MODES = ("require", "disable")
 # PgBouncer's ini has no escape for these, and every name of ours goes into it.
@@ -57,6 +60,18 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("balancer_notice_seconds", 0, 100),
     ("fleet_check_seconds", 0.1, 60),
     ("drain_seconds", 0, 110),
+    ("data_port", 0, 65535),
+    ("data_statement_seconds", 0.1, 900),
+    ("data_response_bytes", 1024, 64 * 1024 * 1024),
+    ("data_request_bytes", 65_536, 64 * 1024 * 1024),
+    ("data_header_seconds", 0.1, 3600),
+    ("data_body_seconds", 0.1, 900),
+    ("data_transaction_idle_seconds", 1, 3600),
+    ("data_transaction_seconds", 1, 86_400),
+    ("data_most_transactions", 0, 10_000),
+    ("data_requests_per_second", 0, 1_000_000),
+    ("data_most_concurrent", 1, 10_000),
+    ("data_most_sessions", 1, 10_000),
     ("stop_seconds", 1, 115),
 )
 CHOICES = {
@@ -65,6 +80,7 @@ CHOICES = {
     "server_tls_mode": SERVER_TLS_MODES,
     "server_tls_unverified": ("refused", "accepted"),
     "client_tls_mode": CLIENT_TLS_MODES,
+    "data_tls_mode": CLIENT_TLS_MODES,
     "reset_policy": ("tracked", "always"),
     "metrics_emf": ("on", "off"),
     "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
@@ -125,7 +141,7 @@ class ProxySettings:
     credentials_check_seconds: float = field(
         default=300.0, metadata=_help("time between two looks at the secrets; a failed login looks at once")
     )
-    listen_host: str = field(default="0.0.0.0", metadata=_help("address to listen on"))  # noqa: S104 (a task's own)
+    listen_host: str = field(default="0.0.0.0", metadata=_help("address to listen on; `*`: all, IPv6 too"))  # noqa: S104 (a task's own)
     client_port: int = field(default=CLIENT_PORT, metadata=_help("port for functions"))
     health_port: int = field(default=HEALTH_PORT, metadata=_help("port of /healthz, /readyz and /metrics"))
     client_tls_mode: str = field(default="require", metadata=_help("TLS to clients"))
@@ -206,6 +222,43 @@ class ProxySettings:
     fleet_check_seconds: float = field(default=2.0, metadata=_help("time between two looks at the other tasks"))
     drain_seconds: float = field(default=20.0, metadata=_help("time over which idle clients are closed in a drain"))
     stop_seconds: float = field(default=110.0, metadata=_help("the whole of a stop; below ECS's stopTimeout"))
+    data_port: int = field(default=0, metadata=_help("port of the data endpoint (RDS Data API); 0: there is none"))
+    data_tls_mode: str = field(
+        default="require", metadata=_help("TLS of the data endpoint, by the same certificate; `disable`: loopback")
+    )
+    data_statement_seconds: float = field(
+        default=45.0, metadata=_help("a statement of the data endpoint that takes longer is cancelled")
+    )
+    data_response_bytes: int = field(
+        default=1024 * 1024, metadata=_help("largest answer of the data endpoint; AWS's is 1 MiB, ours up to 64")
+    )
+    data_request_bytes: int = field(
+        default=4 * 1024 * 1024, metadata=_help("largest request that the data endpoint reads")
+    )
+    data_header_seconds: float = field(
+        default=30.0, metadata=_help("a connection to the data endpoint is closed when no request comes for so long")
+    )
+    data_body_seconds: float = field(
+        default=10.0, metadata=_help("time in which a request to the data endpoint must have arrived")
+    )
+    data_transaction_idle_seconds: float = field(
+        default=180.0, metadata=_help("a transaction of the data endpoint that is idle for longer is rolled back")
+    )
+    data_transaction_seconds: float = field(
+        default=86_400.0, metadata=_help("longest time that a transaction of the data endpoint may last")
+    )
+    data_most_transactions: int = field(
+        default=100, metadata=_help("transactions of the data endpoint that may be open at once in one task")
+    )
+    data_requests_per_second: float = field(
+        default=0.0, metadata=_help("requests of one client user to the data endpoint of one task; 0: no limit")
+    )
+    data_most_concurrent: int = field(
+        default=200, metadata=_help("requests of one client user that the data endpoint of one task works on at once")
+    )
+    data_most_sessions: int = field(
+        default=200, metadata=_help("connections of the data endpoint to its PgBouncer for one client user")
+    )
     run_folder: str = field(default="/run/emberpool", metadata=_help("rendered files and sockets; a tmpfs"))
     pgbouncer_path: str = field(default="pgbouncer", metadata=_help("the PgBouncer program"))
     run_as_user: str = field(default="nobody", metadata=_help("user for PgBouncer when started as root"))
@@ -219,8 +272,9 @@ class ProxySettings:
             if getattr(self, name):
                 _check_pattern(name, getattr(self, name), PLAIN_NAME)
         _check_pattern("tracked_parameters", self.tracked_parameters, PARAMETER_NAMES)
-        for name in ("database_host", "listen_host"):
-            _check_pattern(name, getattr(self, name), HOST_NAME)
+        _check_pattern("database_host", self.database_host, HOST_NAME)
+        if self.listen_host != EVERY_ADDRESS:
+            _check_pattern("listen_host", self.listen_host, HOST_NAME)
         for name in ("advertised_host", "fleet_name"):
             if getattr(self, name):
                 _check_pattern(name, getattr(self, name), HOST_NAME)
@@ -304,10 +358,11 @@ class ProxySettings:
                 f"{variable('database_name')} and {variable('client_user')} must not be one of "
                 f"{', '.join(RESERVED_NAMES)}: those are the admin console's"
             )
-        if self.client_port == self.health_port:
-            raise SettingsInvalid(
-                f"{variable('client_port')} and {variable('health_port')} must differ, got {self.client_port}"
-            )
+        ports = {"client_port": self.client_port, "health_port": self.health_port, "data_port": self.data_port}
+        for (one, port), (other, same) in itertools.combinations(ports.items(), 2):
+            if port == same:
+                raise SettingsInvalid(f"{variable(one)} and {variable(other)} must differ, got {port}")
+        self._check_data_endpoint()
         if bool(self.client_tls_cert_file) != bool(self.client_tls_key_file):
             raise SettingsInvalid(
                 f"set both or none of {variable('client_tls_cert_file')} and {variable('client_tls_key_file')}"
@@ -322,6 +377,20 @@ class ProxySettings:
                 f"{variable('balancer_notice_seconds')} and {variable('drain_seconds')} together must be below "
                 f"{variable('stop_seconds')} ({self.stop_seconds}), "
                 f"got {self.balancer_notice_seconds} and {self.drain_seconds}"
+            )
+
+    def _check_data_endpoint(self) -> None:
+        if not self.data_port:
+            return
+        if self.data_tls_mode == "disable" and not _is_loopback(self.listen_host):
+            raise SettingsInvalid(
+                f"{variable('data_tls_mode')} must be require unless {variable('listen_host')} is a loopback address, "
+                f"got {self.listen_host!r}: whoever reads a request can send it again"
+            )
+        if self.data_tls_mode == "require" and self.client_tls_mode == "disable":
+            raise SettingsInvalid(
+                f"{variable('data_tls_mode')} is require, so {variable('client_tls_mode')} must be, too: the data "
+                "endpoint has its certificate"
             )
 
     def _check_budget(self) -> None:
@@ -360,12 +429,9 @@ class ProxySettings:
     @property
     def is_database_local(self) -> bool:
         """Whether the database is on this machine, where nobody stands in between."""
-        if self.database_host == "localhost" or self.database_host.startswith("/"):
+        if self.database_host.startswith("/"):
             return True
-        try:
-            return ipaddress.ip_address(self.database_host).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(self.database_host)
 
     @property
     def run_path(self) -> Path:
@@ -406,6 +472,13 @@ class ProxySettings:
 def variable(field_name: str) -> str:
     """Return the environment variable of a field of ProxySettings."""
     return PREFIX + field_name.upper()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _converted(name: str, raw: str, convert: Callable[[str], Any]) -> Any:

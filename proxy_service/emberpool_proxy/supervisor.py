@@ -15,6 +15,7 @@ import socket
 import sys
 from pathlib import Path
 
+from emberpool_proxy.addresses import check_is_free, listening
 from emberpool_proxy.backoff import CrashLog
 from emberpool_proxy.control import (
     BEAT_SECONDS,
@@ -38,6 +39,7 @@ from emberpool_proxy.settings import ProxySettings, variable
 
 SAID_WHY = (1, 2)  # the agent's exit codes for what it has logged: starting it again would not mend a wrong setting
 SILENT_AGENT_SECONDS = 10.0  # it beats each second; one that hangs does not watch, drain or answer health checks
+DATA_ENDPOINT_PAUSE_SECONDS = 30.0  # for one that keeps crashing
 STOP_GRACE_SECONDS = 1.0  # the agent's own bound is stop_seconds; ours is for an agent that failed at it
 LAST_WORDS_SECONDS = 0.5  # of an agent that has ended: what it sent is here already
 SPARE_FILE_DESCRIPTORS = 100  # listening sockets, the console, logs and the agent's own
@@ -53,6 +55,7 @@ class Supervisor:
         self._crashes = {index: CrashLog() for index in range(settings.pgbouncer_processes)}
         self._agent_crashes = CrashLog()
         self._agent: asyncio.subprocess.Process | None = None
+        self._data_endpoint: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
         self._last_beat = 0.0
         self._answered: set[int] = set()  # process ids whose console answered
@@ -68,7 +71,9 @@ class Supervisor:
         """
         settings = self._settings
         program = await find_program(settings)
-        _check_client_port(settings)
+        _check_port(settings, "client_port", "clients")
+        if settings.data_port:
+            _check_port(settings, "data_port", "the data endpoint")
         _allow_file_descriptors(settings)
         folder = RunFolder.prepare(settings.run_path, settings.run_as_user)
         if folder.owner:
@@ -78,6 +83,7 @@ class Supervisor:
                 await first_to_end(
                     self._keep_agent(health_socket),
                     self._keep_engines(program),
+                    self._keep_data_endpoint(),
                     self._tell_agent(),
                     self._bound_the_stop(),
                 )
@@ -214,6 +220,30 @@ class Supervisor:
                 )
             await self._sleep_until_stopped(pause)
 
+    # --- the data endpoint
+
+    async def _keep_data_endpoint(self) -> None:
+        """Keep it running: without it the pool's other clients are served as ever, so it ends nothing."""
+        await self._start.wait()
+        crashes = CrashLog()
+        while self._settings.data_port and not self._stop.is_set():
+            process = self._data_endpoint = await _start_part("data-endpoint")
+            ended = asyncio.create_task(process.wait())
+            stopping = asyncio.create_task(self._stop.wait())
+            await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if self._stop.is_set():
+                if process.returncode is None:
+                    process.terminate()  # it lets its calls and transactions end: the pool drains meanwhile
+                break
+            pause = crashes.add()
+            logger.error(
+                "the data endpoint ended by itself: starting it again",
+                extra={"fields": {"exit_code": process.returncode, "crashes": crashes.total}},
+            )
+            await self._sleep_until_stopped(DATA_ENDPOINT_PAUSE_SECONDS if pause is None else pause)
+        await asyncio.Event().wait()  # others end the task
+
     # --- the end
 
     async def _bound_the_stop(self) -> None:
@@ -242,26 +272,33 @@ class Supervisor:
         for engine in list(self._engines.values()):
             engine.kill()
             await engine.wait()
-        if self._agent and self._agent.returncode is None:
-            self._agent.terminate()
-            try:
-                await asyncio.wait_for(self._agent.wait(), STOP_GRACE_SECONDS)
-            except TimeoutError:
-                _kill(self._agent)
-                await self._agent.wait()
+        await asyncio.gather(*(_end(process) for process in (self._data_endpoint, self._agent) if process))
 
 
 async def _start_agent(channel: socket.socket, health: socket.socket) -> asyncio.subprocess.Process:
-    # It must not outlive us: nobody would end it.
-    command = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "emberpool_proxy", "agent"]
+    control, listening = channel.fileno(), health.fileno()
+    return await _start_part("agent", f"--control={control}", f"--health={listening}", pass_fds=(control, listening))
+
+
+async def _start_part(command: str, *options: str, pass_fds: tuple[int, ...] = ()) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *command,
-        f"--control={channel.fileno()}",
-        f"--health={health.fileno()}",
+        # It must not outlive us: nobody would end it.
+        *("setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "emberpool_proxy", command),
+        *options,
         stdin=asyncio.subprocess.DEVNULL,
-        pass_fds=(channel.fileno(), health.fileno()),
+        pass_fds=pass_fds,
         start_new_session=True,  # a Ctrl-C at the terminal is the supervisor's to handle
     )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_GRACE_SECONDS)
+        except TimeoutError:
+            _kill(process)
+            await process.wait()
 
 
 async def _hear_out(listening: asyncio.Task[None]) -> None:
@@ -279,8 +316,7 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 def _listen_for_health(settings: ProxySettings) -> socket.socket:
     # Held here: while the agent starts again, health checks wait in the queue instead of being refused.
     try:
-        family = socket.AF_INET6 if ":" in settings.listen_host else socket.AF_INET
-        return socket.create_server((settings.listen_host, settings.health_port), family=family, backlog=128)
+        return listening(settings.listen_host, settings.health_port)
     except OSError as error:
         raise PortTaken(
             f"cannot listen on {settings.listen_host}:{settings.health_port} for health checks: {error.strerror}; "
@@ -288,17 +324,16 @@ def _listen_for_health(settings: ProxySettings) -> socket.socket:
         ) from error
 
 
-def _check_client_port(settings: ProxySettings) -> None:
+def _check_port(settings: ProxySettings, field: str, what: str) -> None:
     # PgBouncer says only that it could not listen anywhere.
-    with socket.socket(socket.AF_INET6 if ":" in settings.listen_host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.listen_host, settings.client_port))
-        except OSError as error:
-            raise PortTaken(
-                f"cannot listen on {settings.listen_host}:{settings.client_port} for clients: {error.strerror}; "
-                f"end the program that uses it or set {variable('client_port')}"
-            ) from error
+    port = getattr(settings, field)
+    try:
+        check_is_free(settings.listen_host, port)
+    except OSError as error:
+        raise PortTaken(
+            f"cannot listen on {settings.listen_host}:{port} for {what}: {error.strerror}; "
+            f"end the program that uses it or set {variable(field)}"
+        ) from error
 
 
 def _allow_file_descriptors(settings: ProxySettings) -> None:

@@ -22,9 +22,18 @@ CHECKOUT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The templates of the pool and of the example, as {"pool": …, "example": …}."""
+    return _synthesized(tmp_path_factory.mktemp("agreement"))
+
+
+@pytest.fixture(scope="session")
+def templates_with_all(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The same of a pool with every part that it can have."""
+    return _synthesized(tmp_path_factory.mktemp("agreement_with_all"), dataEndpoint="true")
+
+
+def _synthesized(folder: Path, **given: str) -> dict[str, dict[str, Any]]:
     context = json.loads((CHECKOUT / "cdk.json").read_text())["context"]
-    outdir = str(tmp_path_factory.mktemp("agreement") / "cdk.out")
-    app = App(outdir=outdir, context={**context, "aws:cdk:bundling-stacks": []})
+    app = App(outdir=str(folder / "cdk.out"), context={**context, "aws:cdk:bundling-stacks": [], **given})
     add_stacks(app)
     assembly = app.synth()
     return {

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from emberpool import metrics as layer_metrics
 from emberpool import settings as layer_settings
 from emberpool.credentials import Login, _login_in
 from emberpool.settings import LayerSettings
+from emberpool_cdk import function_settings, task_settings
 from emberpool_cdk.connection_budget import ConnectionBudget
 from emberpool_cdk.proxy_container import STOP_TIMEOUT_SECONDS
 from emberpool_cdk.proxy_image import CA_FILE, CONTAINER_USER
 from emberpool_proxy import health
+from emberpool_proxy.credentials import client_specs
 from emberpool_proxy.credentials.snapshot import ClientUser, Snapshot
 from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS, DATABASE_CA_FILE, EngineIdentity, bundle_path, render
-from emberpool_proxy.settings import PREFIX, ProxySettings
+from emberpool_proxy.settings import PREFIX, ProxySettings, variable
 from emberpool_proxy.tls.published_ca import MEMBER
 
 Templates = dict[str, dict[str, Any]]
@@ -103,6 +110,15 @@ def test_pgbouncer_verifies_the_database_with_the_images_ca(templates: Templates
     assert f"server_tls_ca_file = {settings.run_path / DATABASE_CA_FILE}\n" in ini
 
 
+def test_layer_finds_the_data_endpoint_where_the_proxy_serves_it(templates_with_all: Templates) -> None:
+    """The function's URL has the port that the tasks listen on, over TLS."""
+    port = _proxy_environment(templates_with_all)[variable("data_port")]
+    function = _only(templates_with_all["example"], "AWS::Lambda::Function")
+    url = json.dumps(function["Environment"]["Variables"][layer_settings.DATA_ENDPOINT])
+    assert "https://" in url
+    assert f":{port}" in url
+
+
 def test_layer_accepts_the_functions_environment(templates: Templates) -> None:
     """The synthesized environment is complete and valid for the layer, and every variable is one that it reads."""
     environment = _function_environment(templates)
@@ -178,3 +194,80 @@ def test_load_balancer_outlives_idle_clients(templates: Templates) -> None:
     (timeout,) = [each["Value"] for each in listener["ListenerAttributes"] if each["Key"] == "tcp.idle_timeout.seconds"]
     (idle,) = [value for name, value, _ in CHANGED_DEFAULTS if name == "client_idle_timeout"]
     assert int(idle) < int(timeout) <= 6000  # AWS's longest
+
+
+def _fields(table: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(table)}
+
+
+def _written_by(environment: dict[str, str], table: type, variable: Callable[[str], str]) -> set[str]:
+    return {name for name in _fields(table) if variable(name) in environment}
+
+
+def test_every_setting_of_the_proxy_is_written_or_chosen_or_has_its_reason(templates: Templates) -> None:
+    """None is out of reach without a word: the construct writes it, `settings` takes it, or it says why not."""
+    written = _written_by(_proxy_environment(templates), ProxySettings, variable)
+    chosen, not_chosen = set(task_settings.CHOOSABLE), set(task_settings.NOT_CHOSEN)
+    assert written | chosen | not_chosen == _fields(ProxySettings)
+    assert not chosen & not_chosen
+    # What is written and yet to be chosen is a default of the construct's own.
+    assert written & chosen == {"server_tls_mode"}
+    assert all(task_settings.NOT_CHOSEN.values())
+
+
+def test_every_setting_of_the_layer_is_written_or_chosen_or_has_its_reason(templates: Templates) -> None:
+    """The same of the functions' side."""
+    written = _written_by(_function_environment(templates), LayerSettings, layer_settings.variable)
+    chosen, not_chosen = set(function_settings.CHOOSABLE), set(function_settings.NOT_CHOSEN)
+    assert written | chosen | not_chosen == _fields(LayerSettings)
+    assert not chosen & not_chosen
+    assert written <= not_chosen
+    assert all(function_settings.NOT_CHOSEN.values())
+
+
+@pytest.mark.parametrize("parts", ["templates", "templates_with_all"])
+def test_every_port_of_the_proxy_is_reached_and_no_other(parts: str, request: pytest.FixtureRequest) -> None:
+    """The rules into the tasks are for the ports that the proxy listens on, each for somebody."""
+    templates: Templates = request.getfixturevalue(parts)
+    names = [name for name in _fields(ProxySettings) if name.endswith("_port") and name != "database_port"]
+    environment = _proxy_environment(templates)
+    listening = {int(environment[variable(name)]) for name in names} - {0}  # 0: it has no such part
+    rules = [
+        each["Properties"]
+        for each in templates["pool"]["Resources"].values()
+        if each["Type"] == "AWS::EC2::SecurityGroupIngress"
+        and "TaskSecurityGroup" in json.dumps(each["Properties"]["GroupId"])
+    ]
+    assert {rule["FromPort"] for rule in rules} == listening
+    assert all(rule["FromPort"] == rule["ToPort"] for rule in rules)
+
+
+def test_every_path_of_the_proxy_is_asked_or_is_for_people(templates: Templates) -> None:
+    """Of what the health port serves, ECS and the load balancer ask two; the others are commands' and Prometheus'."""
+    served = {value for name, value in vars(health).items() if name.endswith("_PATH")}
+    asked = {path for path in served if f"{path}'" in _container(templates)["HealthCheck"]["Command"][-1]}
+    asked.add(_only(templates["pool"], "AWS::ElasticLoadBalancingV2::TargetGroup")["HealthCheckPath"])
+    for_people = {
+        health.METRICS_PATH: "Prometheus; on AWS the metrics go through the log",
+        health.STATUS_PATH: "python -m emberpool_proxy status",
+        health.FLEET_PATH: "python -m emberpool_proxy fleet",
+    }
+    assert asked | set(for_people) == served
+    assert not asked & set(for_people)
+
+
+def test_every_metric_of_the_layer_is_on_the_dashboard_or_has_its_reason(templates: Templates) -> None:
+    """The dashboard shows what the layer writes, but for what is read in the log when it matters."""
+    dashboard = json.dumps(_only(templates["pool"], "AWS::CloudWatch::Dashboard")["DashboardBody"])
+    in_the_log = {
+        "ConnectionOpenTime": "of a function's cold starts: its own log group says which",
+        "PoolWaitTime": "the pool's LongestWait is on the dashboard, of all clients",
+    }
+    for metric in layer_metrics.METRICS:
+        is_shown = re.search(rf"MetricName=\W*{metric.name}\W", dashboard) is not None
+        assert is_shown != (metric.name in in_the_log), metric.name
+
+
+def test_client_that_the_construct_adds_is_read_by_the_proxy() -> None:
+    """The keys of an element are those that the proxy knows."""
+    assert {"secret_arn", "entry", "database_role_secret_arn", "max_connections"} <= set(client_specs.KEYS)

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from emberpool import emf as layer_emf
 from emberpool import metrics as layer_metrics
 from emberpool_cdk.pool_alarms import NO_TASK, anchor
 from emberpool_proxy.agent.budget_status import BudgetStatus
+from emberpool_proxy.data_endpoint.counts import DataCounts
 from emberpool_proxy.health import Health
 from emberpool_proxy.metrics import CLOUDWATCH_METRICS, Counts
+from emberpool_proxy.pgbouncer.config import DATA_COUNTS_FILE
+from emberpool_proxy.pgbouncer.installed import InstalledPgbouncer
 from emberpool_proxy.pgbouncer.rows import PoolRow, StatsRow
 from emberpool_proxy.settings import ProxySettings
 from emberpool_proxy.telemetry.emf import PERIOD_SECONDS, EmfLog
@@ -33,24 +37,46 @@ PARTS = ("**Means.**", "**Look at.**", "**Do.**")
 
 
 @pytest.fixture(scope="module")
+def templates(templates_with_all: Templates) -> Templates:
+    """Those of a pool that writes every metric."""
+    return templates_with_all
+
+
+@pytest.fixture(scope="module")
 def settings(templates: Templates) -> ProxySettings:
     """The settings that the synthesized tasks read."""
     return ProxySettings.from_environment(_proxy_environment(templates))
 
 
 @pytest.fixture(scope="module")
-def line(settings: ProxySettings) -> dict[str, Any]:
+def line(settings: ProxySettings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The proxy's second line, a minute after the first: counters have grown."""
-    health = Health(is_answering=True, database="up", budget=_status(settings))
+    settings = replace(settings, run_folder=str(tmp_path_factory.mktemp("run")))
+    health = Health(
+        is_answering=True,
+        database="up",
+        budget=_status(settings),
+        pgbouncer=InstalledPgbouncer.of("PgBouncer 1.26.1", program=None),
+    )
     out = io.StringIO()
     samples = Samples(settings, health, Counts())
     log = EmfLog(samples.current, settings.metrics_namespace, settings.metrics_service, "task-1", out)
     for transactions in (0, 10):
         row = StatsRow("postgres", total_xact_count=transactions, total_xact_time=transactions, total_wait_time=1)
+        _write_data_counts(settings, requests=transactions)
         health.take([Reading(0, (PoolRow("postgres", "role", cl_active=3, sv_active=2),), (row,), ())])
         log.write()
     written: dict[str, Any] = json.loads(out.getvalue().splitlines()[-1])
     return written
+
+
+def _write_data_counts(settings: ProxySettings, requests: int) -> None:
+    """Write what the data endpoint writes for the agent."""
+    counts = DataCounts()
+    for _ in range(requests):
+        counts.add(0.01, "DatabaseErrorException")
+    settings.engine_path(0).mkdir(exist_ok=True)
+    (settings.engine_path(0) / DATA_COUNTS_FILE).write_bytes(counts.encoded())
 
 
 def _status(settings: ProxySettings) -> BudgetStatus:
@@ -123,7 +149,7 @@ def test_every_metric_of_an_alarm_is_written(templates: Templates, line: dict[st
         dimensions = json.dumps({each["Name"]: each["Value"] for each in alarm["Dimensions"]})
         read.add((alarm["Namespace"], dimensions, alarm["MetricName"]))
         assert alarm["Period"] == PERIOD_SECONDS
-    assert len(read) == 10
+    assert len(read) == 11
     assert read <= _written(line)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.infra.conftest import make_app
 
-from emberpool_app.context import CONTEXT, AppContext, ContextInvalid, context_table
-from emberpool_app.deployment import POOL, add_stacks
+from emberpool_app.context import CONTEXT, DATABASE_NEW, AppContext, ContextInvalid, context_table
+from emberpool_app.deployment import EXAMPLE, POOL, add_stacks
 
 EXISTING = {
     "database": "existing",
@@ -32,7 +32,13 @@ def test_defaults_need_nothing() -> None:
         ({"database": "mine"}, "database must be new or existing, got 'mine'"),
         ({"database": "existing"}, "needs vpcId, databaseHost, databaseSecretArn, databaseMaxConnections"),
         ({**EXISTING, "databaseHost": ""}, "database=existing needs databaseHost: add -c databaseHost="),
-        ({**EXISTING, "databaseSecretArn": "theirs"}, "databaseSecretArn must be a full ARN, got 'theirs'"),
+        ({**EXISTING, "databaseSecretArn": "theirs"}, "the six characters at its end), got 'theirs'"),
+        ({**EXISTING, "databaseHost": "db:5432"}, "(db.example.com, without a port), got 'db:5432'"),
+        ({**EXISTING, "vpcId": "mine"}, "vpcId must match vpc-[0-9a-f]+ (vpc-0123456789abcdef0), got 'mine'"),
+        ({**EXISTING, "databaseSecurityGroupId": "mine"}, "databaseSecurityGroupId must match sg-[0-9a-f]+"),
+        ({**EXISTING, "databaseMaxConnections": "x"}, "databaseMaxConnections must be a whole number, got 'x'"),
+        ({**EXISTING, "exampleUrl": "public"}, "exampleUrl is for database=new, but database is existing"),
+        ({"databaseHost": "h"}, "databaseHost is for database=existing, but database is new: add -c database=existing"),
         ({**EXISTING, "databasePort": "0"}, "databasePort must be between 1 and 65535, got 0"),
         ({"maxTasks": "many"}, "maxTasks must be a whole number, got 'many'"),
         ({"maxTasks": "1"}, "maxTasks must be between 2 and 1000, got 1"),
@@ -42,6 +48,15 @@ def test_defaults_need_nothing() -> None:
         ({"otherTasks": "few"}, "otherTasks must be a whole number, got 'few'"),
         ({"budgetName": "my pool"}, "budgetName must match"),
         ({"architecture": "arm"}, "architecture must be arm64 or x86_64, got 'arm'"),
+        ({"endpoint": "alb"}, "endpoint must be nlb or dns, got 'alb'"),
+        ({"runtime": "python3.11"}, "runtime must be python3.12, python3.13 or python3.14, got 'python3.11'"),
+        ({"exampleUrl": "open"}, "exampleUrl must be iam or public, got 'open'"),
+        ({"databaseName": ""}, "databaseName must match"),
+        (
+            {"databaseName": "my-db"},
+            "databaseName of a new database must match [A-Za-z][A-Za-z0-9_]{0,62}, got 'my-db'",
+        ),
+        ({"maxConnections": "5"}, "maxConnections must be between 6 and 8388607, got 5"),
         ({"databasehost": "h"}, "there is no context value databasehost: did you mean databaseHost?"),
     ],
 )
@@ -50,6 +65,14 @@ def test_wrong_value_gives_one_clear_error(given: dict[str, Any], message: str) 
     with pytest.raises(ContextInvalid) as caught:
         AppContext.from_values(given)
     assert message in str(caught.value)
+
+
+def test_every_value_is_checked() -> None:
+    """A value that no one could have meant is refused, whichever row of the table it is for."""
+    for row in CONTEXT:
+        others = {} if row.of == DATABASE_NEW or row.name == "database" else EXISTING
+        with pytest.raises(ContextInvalid, match=row.name):
+            AppContext.from_values({**others, row.name: "not this\n"})
 
 
 def test_context_of_others_is_left_alone() -> None:
@@ -88,3 +111,25 @@ def test_look_up_without_credentials_gives_one_clear_error(tmp_path: Path, monke
     monkeypatch.delenv("CDK_DEFAULT_ACCOUNT", raising=False)
     with pytest.raises(ContextInvalid, match="sign in to AWS"):
         add_stacks(make_app(tmp_path, **EXISTING))
+
+
+def test_secret_of_another_region_gives_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that the tasks could not read where they are is noticed before anything is deployed."""
+    monkeypatch.setenv("CDK_DEFAULT_ACCOUNT", "123456789012")
+    monkeypatch.setenv("CDK_DEFAULT_REGION", "eu-west-1")
+    with pytest.raises(ContextInvalid, match="databaseSecretArn must be of the region .*eu-west-1, got .*us-east-1"):
+        add_stacks(make_app(tmp_path, **EXISTING))
+
+
+def test_public_url_is_open_to_everybody_and_asked_for_only(tmp_path: Path) -> None:
+    """exampleUrl=public makes the one URL of the app public, by the two permissions that a URL needs."""
+    app = make_app(tmp_path, exampleUrl="public")
+    add_stacks(app)
+    resources = app.synth().get_stack_by_name(EXAMPLE).template["Resources"].values()
+    (url,) = [each["Properties"] for each in resources if each["Type"] == "AWS::Lambda::Url"]
+    assert url["AuthType"] == "NONE"
+    allowed = [each["Properties"] for each in resources if each["Type"] == "AWS::Lambda::Permission"]
+    assert {each["Action"] for each in allowed} == {"lambda:InvokeFunctionUrl", "lambda:InvokeFunction"}
+    assert {each["Principal"] for each in allowed} == {"*"}
+    (plain,) = [each for each in allowed if each["Action"] == "lambda:InvokeFunction"]
+    assert plain["InvokedViaFunctionUrl"] is True

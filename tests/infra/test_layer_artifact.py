@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from aws_cdk import App, Stack
 from aws_cdk import aws_lambda as lambda_
+from tests.infra.lambda_python import python_of_lambda
 
 from emberpool import settings as names
 from emberpool_cdk import WarmConnectionLayer, layer_build
@@ -32,8 +33,6 @@ OTHER_MACHINE = "x86_64" if THIS_MACHINE == "arm64" else "arm64"
 ELF_MACHINES = {"arm64": 183, "x86_64": 62}
 LARGEST = "python3.12"  # the one that has typing_extensions, too
 MOST_ZIPPED_BYTES = 5_000_000
-# Besides Python's own library this is all that Lambda has before the layer comes (boto3 is of no use here).
-SHIPPED_BY_LAMBDA = ("awslambdaric", "snapshot-restore-py", "simplejson")
 # For the Python of the tests, and for the newest that this machine has besides.
 FOUND = [each for each in RUNTIMES if find_compiler(each.removeprefix("python"))]
 RUNNABLE = sorted({THIS_PYTHON, *FOUND[-1:]})
@@ -101,7 +100,7 @@ async def test_handler_runs_on_the_layer_alone(
     code.mkdir()
     (code / "app.py").write_text(APP)
     # Environments are started with the Python that runs us: here with one that has only what Lambda ships.
-    monkeypatch.setattr(sys, "executable", str(_python_of_lambda(runtime, tmp_path / "runtime")))
+    monkeypatch.setattr(sys, "executable", str(python_of_lambda(runtime, tmp_path / "runtime")))
     variables = {
         "PYTHONPATH": str(opt),
         names.HOST: postgres.host,
@@ -123,17 +122,6 @@ async def test_handler_runs_on_the_layer_alone(
         "compiled_at_import": [],
         "strangers": [],
     }
-
-
-def _python_of_lambda(runtime: str, folder: Path) -> Path:
-    compiler = find_compiler(runtime.removeprefix("python"))
-    assert compiler is not None
-    subprocess.run([compiler.program, "-m", "venv", "--without-pip", folder], check=True)
-    program = folder / "bin" / "python"
-    packages = [f"{name}=={metadata.version(name)}" for name in SHIPPED_BY_LAMBDA]
-    command = [sys.executable, "-m", "pip", "--python", program, "install", "--quiet", "--no-input", "--no-deps"]
-    subprocess.run([*command, "--no-compile", "--only-binary=:all:", *packages], check=True)
-    return program
 
 
 def test_same_input_gives_the_same_zip(layer_zip: BuildLayer, tmp_path: Path) -> None:

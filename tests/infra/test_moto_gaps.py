@@ -56,6 +56,38 @@ def test_request_that_the_service_refuses_fails_the_stack(server: MotoServer) ->
         _deploy(server, "refused", {"Db": database})
 
 
+def test_update_reaches_what_refers_to_the_change(server: MotoServer) -> None:
+    """A replaced resource stands before those that refer to it are changed, and the old one is gone afterwards."""
+
+    def template(name: str) -> str:
+        cluster = {"Type": "AWS::ECS::Cluster", "Properties": {"ClusterName": name}}
+        value = {"Fn::Sub": "of ${Cluster}"}
+        named = {"Type": "AWS::SSM::Parameter", "Properties": {"Name": "/which", "Type": "String", "Value": value}}
+        return json.dumps({"Resources": {"Named": named, "Cluster": cluster}})
+
+    stacks, ecs, ssm = (server.client(name) for name in ("cloudformation", "ecs", "ssm"))
+    stacks.create_stack(StackName="updated", TemplateBody=template("first"))
+    version = ssm.get_parameter(Name="/which")["Parameter"]["Version"]
+    stacks.update_stack(StackName="updated", TemplateBody=template("second"))
+    parameter = ssm.get_parameter(Name="/which")["Parameter"]
+    assert (parameter["Value"], parameter["Version"]) == ("of second", version + 1)  # changed in place
+    clusters = ecs.describe_clusters(clusters=["first", "second"])["clusters"]
+    assert {each["clusterName"]: each["status"] for each in clusters} == {"first": "INACTIVE", "second": "ACTIVE"}
+
+
+def test_update_that_fails_says_so_and_is_not_tried_again(server: MotoServer) -> None:
+    """cdk repeats a request that ended with 500: a half-made update must not look well the second time."""
+    parameter = {"Type": "AWS::SSM::Parameter", "Properties": {"Name": "/kept", "Type": "String", "Value": "a"}}
+    properties = {"DBInstanceClass": "db.t4g.micro", "Engine": "postgres", "DBSubnetGroupName": "nowhere"}
+    resources: dict[str, Any] = {"Kept": parameter}
+    stacks = server.client("cloudformation")
+    stacks.create_stack(StackName="failing", TemplateBody=json.dumps({"Resources": resources}))
+    resources["Db"] = {"Type": "AWS::RDS::DBInstance", "Properties": properties}
+    with pytest.raises(ClientError, match=r"the update of failing failed: .*AWS::RDS::DBInstance"):
+        stacks.update_stack(StackName="failing", TemplateBody=json.dumps({"Resources": resources}))
+    assert stacks.describe_stacks(StackName="failing")["Stacks"][0]["StackStatus"] == "UPDATE_FAILED"
+
+
 def test_server_listens_on_loopback_and_ends_with_us(tmp_path: Path) -> None:
     """The server's port is free again after the `with`, and its environment has none of our AWS settings."""
     with running_moto(tmp_path) as running:

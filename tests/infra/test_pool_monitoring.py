@@ -38,7 +38,7 @@ def test_each_alarm_says_what_it_means_and_where_to_read_on(tmp_path: Path) -> N
     users = PoolInAStack(tmp_path)
     PoolMonitoring(users.stack, "Monitoring", pool=users.pool, runbook_url="https://wiki.example.com/pool")
     alarms = _alarms(users.template())
-    assert len(alarms) == 11
+    assert len(alarms) == 12
     for title, each in alarms.items():
         assert each["AlarmDescription"].endswith(f"What to do: https://wiki.example.com/pool#{anchor(title)}"), title
         assert len(each["AlarmDescription"]) <= 1024  # CloudWatch's longest
@@ -115,7 +115,7 @@ def test_metric_methods_name_the_pools_metrics(tmp_path: Path) -> None:
     """Each metric_ method gives a metric of this pool, by the minute, that an alarm of one's own can be made of."""
     users = PoolInAStack(tmp_path, metrics_service="orders")
     methods = [name for name in dir(users.pool) if name.startswith("metric_") and name != "metric_healthy_tasks"]
-    assert len(methods) == 10
+    assert len(methods) == 12
     for name in methods:
         metric = getattr(users.pool, name)()
         assert metric.dimensions == {"Service": "orders"}

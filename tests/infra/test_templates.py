@@ -56,12 +56,12 @@ def test_tasks_may_do_with_secrets_what_they_need(synthesized: Synthesized) -> N
     for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
         for resource in _listed(statement["Resource"]):
             (secret,) = [
-                name for name in ("ClientSecret", "CaSecret", "InstanceSecret") if name in json.dumps(resource)
+                name for name in ("ClientSecret", "CaSecret", "MasterUserSecret") if name in json.dumps(resource)
             ]
             allowed.setdefault(secret, set()).update(_listed(statement["Action"]))
-    read = {"secretsmanager:GetSecretValue", "secretsmanager:DescribeSecret"}
+    read = {"secretsmanager:GetSecretValue"}
     write, move = "secretsmanager:PutSecretValue", "secretsmanager:UpdateSecretVersionStage"
-    assert allowed == {"InstanceSecret": read, "CaSecret": read | {write}, "ClientSecret": read | {write, move}}
+    assert allowed == {"MasterUserSecret": read, "CaSecret": read | {write}, "ClientSecret": read | {write, move}}
 
 
 def _listed(value: Any) -> list[Any]:
@@ -113,7 +113,7 @@ def test_no_template_holds_a_secret(synthesized: Synthesized) -> None:
         assert 'SecretString"' not in text.replace('GenerateSecretString"', ""), name
         for resource in template["Resources"].values():
             for key, value in _leaves(resource.get("Properties", {})):
-                if key.lower().endswith(("password", "masteruserpassword")):
+                if key.lower().endswith("password") and value is not True:  # not: RDS shall manage it
                     assert "{{resolve:secretsmanager:" in json.dumps(value), (name, key)
 
 
@@ -218,10 +218,17 @@ def test_function_may_read_the_client_secret_only(synthesized: Synthesized) -> N
 
 
 def test_outputs_name_what_a_user_needs(synthesized: Synthesized) -> None:
-    """Endpoint, layer, client secret, dashboard and function are outputs."""
+    """Endpoint, layer, client secret, dashboard, function and the lines for one's own are outputs."""
     pool = {name for name in synthesized.templates[POOL]["Outputs"] if not name.startswith("Exports")}
-    assert pool == {"ProxyEndpoint", "ClientSecretArn", "LayerArn", "DashboardUrl"}
-    assert "FunctionName" in synthesized.templates[EXAMPLE]["Outputs"]
+    layer = {"LayerArn", "LayerParameter"}
+    assert pool == {"ProxyEndpoint", "ClientSecretArn", "DashboardUrl", "ForYourFunction"} | layer
+    assert set(synthesized.templates[EXAMPLE]["Outputs"]) == {"FunctionName", "TryIt", "FunctionUrl", "TryUrl"}
+
+
+def test_examples_url_is_not_public(synthesized: Synthesized) -> None:
+    """Who calls the URL must be allowed to by the account: signatures are verified, and no permission is given."""
+    assert synthesized.only(EXAMPLE, "AWS::Lambda::Url")["AuthType"] == "AWS_IAM"
+    assert not synthesized.resources(EXAMPLE, "AWS::Lambda::Permission")
 
 
 def test_everything_goes_with_its_stack(synthesized: Synthesized) -> None:

@@ -121,6 +121,17 @@ async def test_hello_answers(shop: Shop) -> None:
     assert answer["postgresql"][0].isdigit()
 
 
+async def test_hello_answers_its_url(shop: Shop) -> None:
+    """A function URL's event gets an HTTP answer, any other a plain one, whatever JSON it is."""
+    url_event = {"version": "2.0", "requestContext": {"http": {"method": "GET", "path": "/"}}}
+    async with Fleet("handler:handler", HELLO, shop.variables) as fleet:
+        page, *plain = [
+            json.loads((await fleet.invoke(json.dumps(event).encode())).payload) for event in (url_event, None, [])
+        ]
+    assert (page["statusCode"], page["headers"]["content-type"]) == (200, "application/json")
+    assert json.loads(page["body"])["postgresql"] == plain[0]["postgresql"] == plain[1]["postgresql"]
+
+
 def test_every_product_is_ordered_in_the_demo() -> None:
     """The demo's events are orders of all products of the schema, and JSON."""
     events = [json.loads(event) for event in order_events(ORDERS)]

@@ -27,6 +27,7 @@ async def test_pool_that_answers_is_healthy_and_ready() -> None:
                 "pgbouncer_restarts": 0,
                 "client_connections": 0,
                 "clients_waiting": 0,
+                "warnings": [],
             }
 
 

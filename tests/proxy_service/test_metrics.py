@@ -23,6 +23,7 @@ from emberpool_proxy.agent.budget_status import BudgetStatus
 from emberpool_proxy.agent.decide import Decision
 from emberpool_proxy.health import Health
 from emberpool_proxy.metrics import CLOUDWATCH_METRICS, METRICS, Counts
+from emberpool_proxy.pgbouncer.installed import InstalledPgbouncer
 from emberpool_proxy.pgbouncer.log_lines import (
     ClientGaveUpWaiting,
     ClientLoginFailed,
@@ -135,6 +136,7 @@ async def test_every_metric_that_is_known_is_on_the_page(bare: BarePgbouncer) ->
         counts.set(metrics.CERTIFICATE_SECONDS_LEFT, 3600)
         counts.set(metrics.PEERS, 4)
         seen.health.budget = of_a_fleet()
+        seen.health.pgbouncer = InstalledPgbouncer.of("PgBouncer 1.24.1", program=None)
         text = (await seen.get("/metrics"))[1]
     for metric in METRICS:
         family = metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name

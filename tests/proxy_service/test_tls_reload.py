@@ -6,6 +6,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from emberpool_local.host.server_user import give_to, server_user
 from emberpool_local.host.temp_folder import TempFolder
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
+from emberpool_proxy.pgbouncer.admin import CommandRefused
 from emberpool_proxy.tls.authority import LEAF_VALID_FOR, Authority, utc_now
 
 from .bare_pgbouncer import DATABASE, ROLE, BarePgbouncer, add_role, bare_pgbouncer
@@ -96,7 +98,8 @@ async def test_new_connections_get_the_new_certificate_and_old_ones_go_on(served
 async def test_pgbouncer_keeps_the_old_pair_when_the_new_one_does_not_match(served: Served) -> None:
     """Should a RELOAD fall between the two files, new connections still get the old certificate."""
     write_pair(served.folder, (AUTHORITY.issue((NAME,), utc_now())[0], NEXT.issue((NAME,), utc_now())[1]))
-    await served.reload()
+    with suppress(CommandRefused):  # from 1.25 on the console says so, too
+        await served.reload()
     with psycopg.connect(served.conninfo(AUTHORITY)) as connection:
         assert connection.execute("select 1").fetchone() == (1,)
     served.running.line_with("TLS configuration could not be reloaded, keeping old configuration")

@@ -6,6 +6,7 @@ machine's network, so the docker daemon has to run on this very machine.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -16,7 +17,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from emberpool_app.image.docker import BYTES_PER_MEGABYTE, Docker
 from emberpool_cdk.proxy_image import CA_FILE, CONTAINER_USER
@@ -114,6 +115,16 @@ class ImageContainer:
                 return error.code
         except (urllib.error.URLError, OSError):
             return 0
+
+    def status(self) -> dict[str, Any]:
+        """Return what /status shows. Raises SmokeTestFailed."""
+        url = f"http://{LOOPBACK}:{self.settings['health_port']}/status"
+        try:
+            with _DIRECT.open(url, timeout=PROBE_TIMEOUT_SECONDS) as answer:
+                document: dict[str, Any] = json.load(answer)
+        except (OSError, ValueError) as error:
+            raise self.failed(f"/status does not answer: {error}") from error
+        return document
 
     def run(self, *command: str) -> str:
         """Run a command in the container and return what it printed. Raises DockerFailed."""

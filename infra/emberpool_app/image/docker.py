@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 BYTES_PER_MEGABYTE = 1_000_000
+READ_BYTES = 65_536
 
 
 class DockerFailed(RuntimeError):  # noqa: N818 (named by what is wrong, as all errors of emberpool)
@@ -54,3 +57,24 @@ class Docker:
     def image_platform(self, image: str) -> str:
         """Return what an image was built for, as in `linux/arm64`. Raises DockerFailed."""
         return self.output("image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", image).strip()
+
+    def image_id(self, image: str) -> str:
+        """Return the digest that docker knows an image by, as in `sha256:…`. Raises DockerFailed."""
+        return self.output("image", "inspect", "--format", "{{.Id}}", image).strip()
+
+    def image_created(self, image: str) -> str:
+        """Return when an image was built, as ISO 8601. Raises DockerFailed."""
+        return self.output("image", "inspect", "--format", "{{.Created}}", image).strip()
+
+    @contextmanager
+    def stream(self, *arguments: str) -> Iterator[IO[bytes]]:
+        """Run a docker command whose output is read while it runs. Raises DockerFailed when it fails."""
+        with subprocess.Popen([self.program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+            assert running.stdout is not None  # noqa: S101 (it was started with pipes)
+            assert running.stderr is not None  # noqa: S101 (the same)
+            yield running.stdout
+            while running.stdout.read(READ_BYTES):
+                pass  # what follows the archive's end
+            complaint = running.stderr.read().decode(errors="replace").strip()
+        if running.returncode != 0:
+            raise DockerFailed(f"docker {arguments[0]} failed: {complaint[-500:]}")

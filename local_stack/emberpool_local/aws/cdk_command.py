@@ -84,6 +84,7 @@ class CdkCommand:
 
     def _run(self, name: str, *arguments: str, folder: Path | None = None) -> str:
         log = self.folder / f"cdk-{name}.log"
+        log.unlink(missing_ok=True)  # of the last time: what is returned is this command's
         child = start_child(
             ["node", self.checkout / CDK, name, *arguments, *QUIET],
             log_path=log,

@@ -18,7 +18,8 @@ from emberpool_local.aws.moto_process import Gap, MotoServer, running_moto
 from emberpool_local.errors import DeployUnavailable
 from emberpool_local.host.temp_folder import TempFolder
 
-NOT_SIMULATED = "running tasks, IAM decisions, the circuit breaker, rollback, updates in place"
+NOT_SIMULATED = "running tasks, IAM decisions, the circuit breaker, rollback"
+MIN_TASKS, MAX_TASKS = 2, 4  # the app's defaults
 
 
 def run(
@@ -30,13 +31,18 @@ def run(
 ) -> None:
     """Deploy the app of `checkout` (default: the clone that we are part of) to a stand-in for AWS, and show it.
 
-    Destroys everything afterwards; with `keep` it waits for Ctrl-C first, so that you can look around. `context` has
-    the app's values as NAME=VALUE. Raises DeployUnavailable when a program is missing, a command fails, the
-    deployed stacks differ from the templates, or something is left after the destruction.
+    Then deploys it once more with a change, and destroys everything; with `keep` it waits for Ctrl-C first, so that you
+    can look around. `context` has the app's values as NAME=VALUE. Raises DeployUnavailable when a program is missing, a
+    command fails, the deployed stacks differ from the templates, or something is left after the destruction.
     """
     console = console or Console()
     with deployed(checkout, context=context, console=console) as deployment:
         show(deployment, console)
+        change = a_change(context)
+        if change:
+            deployment.update([*context, change], console)
+        else:
+            console.print("No second deployment: with so few tasks there is no smaller number to change to")
         if keep:
             _wait_for_interrupt(console, deployment.server)
     console.print("Nothing is left of it. For real: sign in to AWS, then npx cdk bootstrap && npx cdk deploy --all")
@@ -48,6 +54,14 @@ class Deployment:
 
     command: CdkCommand
     server: MotoServer
+
+    def update(self, context: Sequence[str], console: Console | None = None) -> None:
+        """Deploy once more, with another context, and compare. Raises DeployUnavailable as `run` does."""
+        console = console or Console(quiet=True)
+        shown = " ".join(context)
+        _step(console, f"cdk synth with {shown}", lambda: self.command.synthesize(context))
+        _step(console, "cdk deploy, over what stands", self.command.deploy)
+        _step(console, "cdk diff: nothing differs", self.command.diff)
 
 
 @contextmanager
@@ -70,6 +84,13 @@ def deployed(
         yield Deployment(command, server)
         _step(console, "cdk destroy", command.destroy)
         _check_nothing_left(server)
+
+
+def a_change(context: Sequence[str]) -> str:
+    """Return a context value that fits whenever `context` does: one task less at the most; "" if there are too few."""
+    given = dict(each.partition("=")[::2] for each in context)
+    least, most = int(given.get("minTasks", MIN_TASKS)), int(given.get("maxTasks", MAX_TASKS))
+    return f"maxTasks={most - 1}" if most > least else ""
 
 
 def show(deployment: Deployment, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ BOOTSTRAP_STACK = "CDKToolkit"
 BOOTSTRAP_ROLES = "cdk-hnb659fds-"
 # Made and deleted by Application Auto Scaling with its policies; moto forgets the second.
 ALARMS_OF_SCALING = "TargetTracking-"
+BOOTSTRAP_PARAMETERS = "/cdk-bootstrap/"
+OF_RDS = "default."  # parameter groups that every account has
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ def created(command: CdkCommand, server: MotoServer) -> list[Row]:
         *_service(server),
         *_balancers(server),
         *_functions(server),
+        *_urls(server),
         *_databases(server),
         *_monitoring(server),
         *_rules(server),
@@ -50,9 +54,12 @@ def left_over(server: MotoServer) -> list[Row]:
         *_namespaces_left(server),
         *_roles_left(server),
         *_storage_left(server),
+        *_groups_left(server),
+        *_scaling_left(server),
         *_service(server),
         *_balancers(server),
         *_functions(server),
+        *_urls(server),
         *_databases(server),
         *_monitoring(server),
     ]
@@ -96,10 +103,35 @@ def _storage_left(server: MotoServer) -> list[Row]:
     secrets = server.client("secretsmanager").list_secrets()["SecretList"]
     logs = server.client("logs").describe_log_groups()["logGroups"]
     layers = server.client("lambda").list_layers()["Layers"]
+    parameters = server.client("ssm").describe_parameters()["Parameters"]
     return [
+        *(Row("parameter", each["Name"], "") for each in parameters if BOOTSTRAP_PARAMETERS not in each["Name"]),
         *(Row("secret", each["Name"], each["ARN"]) for each in secrets),
         *(Row("log group", each["logGroupName"], "") for each in logs),
         *(Row("layer", each["LayerName"], each["LatestMatchingVersion"]["LayerVersionArn"]) for each in layers),
+    ]
+
+
+def _groups_left(server: MotoServer) -> list[Row]:
+    rds = server.client("rds")
+    parameters = rds.describe_db_parameter_groups()["DBParameterGroups"]
+    subnets = rds.describe_db_subnet_groups()["DBSubnetGroups"]
+    return [
+        *(
+            Row("parameter group", each["DBParameterGroupName"], each["DBParameterGroupFamily"])
+            for each in parameters
+            if not each["DBParameterGroupName"].startswith(OF_RDS)
+        ),
+        *(Row("subnet group", each["DBSubnetGroupName"], each["VpcId"]) for each in subnets),
+    ]
+
+
+def _scaling_left(server: MotoServer) -> list[Row]:
+    targets = server.client("application-autoscaling").describe_scalable_targets(ServiceNamespace="ecs")
+    definitions = server.client("ecs").list_task_definitions(status="ACTIVE")["taskDefinitionArns"]
+    return [
+        *(Row("scalable target", each["ResourceId"], "") for each in targets["ScalableTargets"]),
+        *(Row("task definition", arn.rsplit("/", 1)[1], arn) for arn in definitions),
     ]
 
 
@@ -153,6 +185,17 @@ def _functions(server: MotoServer) -> list[Row]:
         facts = f"{function['Runtime']}, {_joined(function['Architectures'])}, {len(layers)} layer"
         rows.append(Row("function", function["FunctionName"], facts))
         rows += [Row("layer", arn.rsplit(":", 2)[1], f"version {arn.rsplit(':', 1)[1]}") for arn in layers]
+    return rows
+
+
+def _urls(server: MotoServer) -> list[Row]:
+    functions = server.client("lambda")
+    rows = []
+    for function in functions.list_functions()["Functions"]:
+        # moto has no list_function_url_configs.
+        with suppress(functions.exceptions.ResourceNotFoundException):
+            url = functions.get_function_url_config(FunctionName=function["FunctionName"])
+            rows.append(Row("function URL", url["FunctionUrl"], f"auth type {url['AuthType']}"))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -58,22 +59,27 @@ class MotoServer:
         }
 
     def client(self, service: str) -> Any:
-        """Return a boto3 client of the server. Raises DeployUnavailable when boto3 is missing."""
-        import boto3  # noqa: PLC0415 (a quarter of a second, needed by this command only)
-        from botocore.config import Config  # noqa: PLC0415
-
-        session = boto3.session.Session(
-            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-            region_name=REGION,
-        )
-        # Buckets in the path: a bucket's own host name would leave this machine.
-        config = Config(s3={"addressing_style": "path"})
-        return session.client(service, endpoint_url=self.url, config=config)  # type: ignore[call-overload]
+        """Return a boto3 client of the server, the same one at each call."""
+        return _client(self.url, service)
 
     def gaps(self) -> list[Gap]:
         """Return what the simulation left out so far."""
         return [Gap(**json.loads(line)) for line in self.gaps_file.read_text().splitlines()]
+
+
+@functools.cache
+def _client(url: str, service: str) -> Any:
+    import boto3  # noqa: PLC0415 (a quarter of a second, needed by this command only)
+    from botocore.config import Config  # noqa: PLC0415
+
+    session = boto3.session.Session(
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        region_name=REGION,
+    )
+    # Buckets in the path: a bucket's own host name would leave this machine.
+    config = Config(s3={"addressing_style": "path"})
+    return session.client(service, endpoint_url=url, config=config)  # type: ignore[call-overload]
 
 
 @contextmanager

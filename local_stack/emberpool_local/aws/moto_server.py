@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
-from emberpool_local.aws.cloudformation import calls, gaps, register_all, repairs
+from emberpool_local.aws.cloudformation import calls, gaps, register_all, repairs, updates
 
 LOOPBACK = "127.0.0.1"
 
@@ -25,6 +25,7 @@ def main() -> int:
     arguments = parser.parse_args()
     gaps.write_to(arguments.gaps_file)
     repairs.apply()
+    updates.apply()
     register_all()
     server = ThreadedMotoServer(ip_address=LOOPBACK, port=0, verbose=False)
     server.start()

@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from emberpool_proxy.addresses import as_known, families_of, is_of_other_family
 from emberpool_proxy.agent.peers import (
     LONGEST_REPORT_BYTES,
     Address,
@@ -162,7 +163,14 @@ class Fleet:
 
     def _as_member(self, host: str, first_peer_id: int) -> Member:
         settings = self._settings
-        return Member(host, settings.client_port, settings.health_port, first_peer_id, settings.pgbouncer_processes)
+        return Member(
+            host,
+            settings.client_port,
+            settings.health_port,
+            first_peer_id,
+            settings.pgbouncer_processes,
+            data_port=settings.data_port,
+        )
 
     def _peers(self) -> tuple[Peer, ...]:
         if self._own is None:
@@ -190,7 +198,12 @@ class Fleet:
         if not self._finding.done():
             return
         try:
-            self._found = {(host, self._settings.health_port) for host in self._finding.result()}
+            # A task with addresses of both kinds is known by one of them: asked for by the other it would stay unknown.
+            self._found = {
+                (host, self._settings.health_port)
+                for host in self._finding.result()
+                if not is_of_other_family(host, self._host)
+            }
         except (OSError, UnicodeError) as error:
             # The ones that we know already are enough to go on.
             logger.debug("the fleet's name %s has no answer: %r", self._settings.fleet_name, error)
@@ -220,7 +233,7 @@ class Fleet:
 
     def _hear(self, report: Report, remote: str | None) -> None:
         # Who asks says who it is, so that it need not wait to be found; nobody can say it of another task.
-        if report.member and report.member.host == remote and self._host:
+        if report.member and remote and report.member.host == as_known(remote) and self._host:
             before = self._membership.members()
             self._membership.learn(report, asyncio.get_running_loop().time())
             if self._membership.members() != before:
@@ -276,18 +289,20 @@ def _address(text: str) -> Address:
 
 async def _own_address(settings: ProxySettings) -> str:
     """Return the address from which this machine reaches the database: a task has only one."""
-    if settings.listen_host not in ("0.0.0.0", "::"):  # noqa: S104 (compared, not listened on)
+    families = families_of(settings.listen_host)
+    if families is None:
         return settings.listen_host
-    family = socket.AF_UNSPEC if settings.listen_host == "::" else socket.AF_INET
-    with suppress(OSError, UnicodeError, TimeoutError):
-        async with asyncio.timeout(RESOLVE_SECONDS):
-            found = await asyncio.get_running_loop().getaddrinfo(
-                settings.database_host, settings.database_port, family=family, type=socket.SOCK_DGRAM
-            )
-        for found_family, kind, _, _, address in found:
-            with socket.socket(found_family, kind) as probe:
-                probe.connect(address)  # sends nothing
-                return str(probe.getsockname()[0])
+    # IPv4 first, so that tasks with both kinds of addresses know each other by the same one.
+    for family in families:
+        with suppress(OSError, UnicodeError, TimeoutError):
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                found = await asyncio.get_running_loop().getaddrinfo(
+                    settings.database_host, settings.database_port, family=family, type=socket.SOCK_DGRAM
+                )
+            for found_family, kind, _, _, address in found:
+                with socket.socket(found_family, kind) as probe:
+                    probe.connect(address)  # sends nothing
+                    return str(probe.getsockname()[0])
     return socket.gethostname()
 
 

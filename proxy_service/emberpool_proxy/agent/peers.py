@@ -34,7 +34,10 @@ class ReportUnreadable(ValueError):  # noqa: N818 (named by what happened; it ne
 
 @dataclass(frozen=True)
 class Member:
-    """One task. It holds the peer ids from `first_peer_id` on, one a process; `is_settled` once it uses them."""
+    """One task. It holds the peer ids from `first_peer_id` on, one a process; `is_settled` once it uses them.
+
+    `data_port` is the data endpoint's, 0 when there is none.
+    """
 
     host: str
     client_port: int
@@ -42,6 +45,7 @@ class Member:
     first_peer_id: int
     processes: int
     is_settled: bool = False
+    data_port: int = 0
 
     @property
     def address(self) -> Address:
@@ -210,6 +214,7 @@ def _member(values: Mapping[str, Any]) -> Member:
         first_peer_id=_whole(values["first_peer_id"], 1, LARGEST_PEER_ID - processes + 1),
         processes=processes,
         is_settled=values.get("is_settled") is True,
+        data_port=_whole(values.get("data_port", 0), 0, 65535),  # a task of an earlier version does not say it
     )
 
 

@@ -32,6 +32,7 @@ from emberpool_proxy.agent.rendering import Known, Rendering
 from emberpool_proxy.agent.slots import Slots
 from emberpool_proxy.agent.state_file import AgentState
 from emberpool_proxy.agent.stuck_cancels import move_stuck_cancels
+from emberpool_proxy.agent.version_check import VersionCheck
 from emberpool_proxy.agent.watch import watch_engines
 from emberpool_proxy.aws import AwsCalls
 from emberpool_proxy.credentials.client_specs import client_specs
@@ -104,6 +105,7 @@ class Pool:
         arns = tuple(dict.fromkeys(spec.secret_arn for spec in client_specs(settings) if spec.secret_arn))
         self._published_ca = PublishedCa(self._aws, arns, settings.credentials_check_seconds)
         self._fleet = Fleet(settings)
+        engines.on_attached(VersionCheck(settings, health).look)
         engines.on_attached(self._begin)
         self._refusals = Refusals(engines, lambda: self._credentials.client_names)
         self._hold = hold

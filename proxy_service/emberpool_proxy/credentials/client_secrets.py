@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import secrets
+import time
 from collections.abc import Iterable
 
 from emberpool_proxy.aws import AWSCURRENT, AWSPENDING, AWSPREVIOUS, AwsCalls
@@ -21,6 +22,8 @@ from emberpool_proxy.pgbouncer.scram import verifier
 
 ABSENT_CODE = "ResourceNotFoundException"
 RANDOM_BYTES = 32
+# For requests that are signed, not for logins: environments learn the new password when the old one is refused.
+OVERLAP_SECONDS = 900.0
 
 
 class VerifierCache:
@@ -56,6 +59,7 @@ class ClientSecret:
         self._aws = aws
         self.spec = spec
         self._by_stage: dict[str, Login] = {} if fixed is None else {AWSCURRENT: fixed}
+        self._overlap_until = 0.0
 
     async def read(self) -> None:
         """Read all stages again. Raises SecretUnreadable when AWSCURRENT cannot be read; the others then stand, too."""
@@ -63,7 +67,10 @@ class ClientSecret:
             return
         stages = (AWSCURRENT, AWSPENDING, AWSPREVIOUS)
         found = await asyncio.gather(*map(self._stage, stages))
+        earlier = self._by_stage.get(AWSCURRENT)
         self._by_stage = {stage: login for stage, login in zip(stages, found, strict=True) if login is not None}
+        if self._by_stage[AWSCURRENT] != earlier:
+            self._overlap_until = time.monotonic() + OVERLAP_SECONDS
 
     async def _stage(self, stage: str) -> Login | None:
         arn = self.spec.secret_arn
@@ -74,6 +81,18 @@ class ClientSecret:
                 raise
             # A user must not be locked out because AWS did not answer: only "there is none" removes one.
             return None if error.code == ABSENT_CODE else self._by_stage.get(stage)
+
+    def passwords(self, user: str) -> tuple[str, ...]:
+        """Return the passwords that may sign as `user`: the one it logs in with first, then those of a rotation.
+
+        The one before is among them for OVERLAP_SECONDS.
+        """
+        stages = [AWSCURRENT, AWSPENDING]
+        if time.monotonic() < self._overlap_until:
+            stages.append(AWSPREVIOUS)
+        found = [login for stage in stages if (login := self._by_stage.get(stage)) and login.user == user]
+        known = [login.password for login in self.logins() if login.user == user]
+        return tuple(dict.fromkeys([*known, *(login.password for login in found)]))
 
     def logins(self) -> Iterable[Login]:
         """Return one login a user, AWSCURRENT's where the stages name the same one."""

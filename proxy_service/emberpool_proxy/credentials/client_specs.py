@@ -29,6 +29,7 @@ class ClientSpec:
     database_role_secret_arn: str = ""  # "": the proxy's own role, or database_role
     database_role: str = ""  # with IAM tokens only
     max_connections: int = 0
+    read_only: bool = False  # at the data endpoint; elsewhere what the role may do is the database's to say
 
 
 KEYS = tuple(f.name for f in fields(ClientSpec))
@@ -84,6 +85,7 @@ def _spec(element: Any, index: int, settings: ProxySettings) -> ClientSpec:
         database_role_secret_arn=_text(element, "database_role_secret_arn", where),
         database_role=_text(element, "database_role", where),
         max_connections=_limit(element, where, settings),
+        read_only=_flag(element, "read_only", where),
     )
     _check(spec, where, settings)
     return spec
@@ -93,6 +95,13 @@ def _text(element: dict[str, Any], key: str, where: str) -> str:
     value = element.get(key, "")
     if not isinstance(value, str):
         raise SettingsInvalid(f"{where}.{key} must be text, got {type(value).__name__}")
+    return value
+
+
+def _flag(element: dict[str, Any], key: str, where: str) -> bool:
+    value = element.get(key, False)
+    if not isinstance(value, bool):
+        raise SettingsInvalid(f"{where}.{key} must be true or false, got {json.dumps(value)[:40]}")
     return value
 
 

@@ -18,6 +18,7 @@ class Login:
 class ClientUser:
     """A user of the proxy: its SCRAM verifier, the one [databases] entry that it may use and that entry's role.
 
+    `passwords` are what signs requests to the data endpoint, the current one first; empty when there is no endpoint.
     `max_connections` bounds its client connections (0: no bound of its own). A removed user keeps a line in the auth
     file, with a random verifier: PgBouncer 1.25 lets a deleted one in who had logged in before.
     """
@@ -28,6 +29,8 @@ class ClientUser:
     database_role: str
     max_connections: int = 0
     is_removed: bool = False
+    passwords: tuple[str, ...] = field(default=(), repr=False)
+    is_read_only: bool = False  # at the data endpoint
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,13 @@ class Credentials:
         spec = client.spec
         for login in client.logins():
             yield ClientUser(
-                login.user, self._verifiers.verifier(login), spec.entry, roles[spec.entry], spec.max_connections
+                login.user,
+                self._verifiers.verifier(login),
+                spec.entry,
+                roles[spec.entry],
+                spec.max_connections,
+                passwords=client.passwords(login.user) if self._settings.data_port else (),
+                is_read_only=spec.read_only,
             )
 
     def _locked(self, name: str) -> ClientUser:

@@ -6,7 +6,8 @@ default that is changed here carries its reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,8 @@ SYSTEM_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 INI_FILE = "pgbouncer.ini"  # what PgBouncer starts with
 AUTH_FILE = "users.txt"
 HBA_FILE = "hba.conf"
+DATA_KEYS_FILE = "data_keys.json"
+DATA_COUNTS_FILE = "data_counts.json"  # written by the data endpoint
 DATABASES_FILE = "databases.ini"
 PEERS_FILE = "peers.ini"
 # What a running PgBouncer reads at a RELOAD: the same with the limits that it has been given since.
@@ -92,7 +95,7 @@ class RenderedConfig:
     """PgBouncer's files by name. `secret_files` must never be shown; the repr holds names only."""
 
     files: dict[str, str] = field(repr=False)
-    secret_files: frozenset[str] = frozenset({AUTH_FILE})
+    secret_files: frozenset[str] = frozenset({AUTH_FILE, DATA_KEYS_FILE})
 
 
 def render(
@@ -120,6 +123,7 @@ def render(
             DATABASES_FILE: render_databases(settings, entries, starting),
             RUNNING_DATABASES_FILE: render_databases(settings, entries, running),
             PEERS_FILE: _peers(identity, peers),
+            **({DATA_KEYS_FILE: _data_keys(snapshot)} if settings.data_port and not identity.index else {}),
         }
     )
 
@@ -280,11 +284,35 @@ def _auth_file(snapshot: Snapshot, agent_verifier: str) -> str:
     return "".join(f"{_quoted(user)} {_quoted(secret)}\n" for user, secret in users)
 
 
+def _of_data_endpoint(settings: ProxySettings, snapshot: Snapshot) -> Iterator[str]:
+    """Yield the rows by which the data endpoint, which is the only one to reach the socket, logs in for a client."""
+    if settings.data_port:
+        for client in snapshot.clients:
+            if not client.is_removed:
+                yield f"local {_quoted(client.entry)} {_quoted(client.name)} scram-sha-256"
+
+
+def _data_keys(snapshot: Snapshot) -> str:
+    """Return who may sign requests to the data endpoint, and with what."""
+    keys = [
+        {
+            "name": client.name,
+            "entry": client.entry,
+            "passwords": client.passwords,
+            "read_only": client.is_read_only,
+        }
+        for client in snapshot.clients
+        if client.passwords and not client.is_removed
+    ]
+    return json.dumps(keys, indent=1) + "\n"
+
+
 def _hba(settings: ProxySettings, snapshot: Snapshot, rejected: tuple[str, ...]) -> str:
     host = "host" if settings.client_tls_mode == "disable" else "hostssl"
     rows = (
         # The console, and its question through each pool whether the database is back and writable.
         f"local all {AGENT_USER} scram-sha-256",
+        *_of_data_endpoint(settings, snapshot),
         "local all all reject",
         f"host {ADMIN_DATABASE} all all reject",
         *(f"host all {_quoted(role)} all reject" for role in sorted(snapshot.database_logins)),

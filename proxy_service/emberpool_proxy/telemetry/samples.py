@@ -8,8 +8,10 @@ from emberpool_proxy import metrics
 from emberpool_proxy.agent.budget_status import BudgetStatus
 from emberpool_proxy.health import Health
 from emberpool_proxy.metrics import Counts, Labels
+from emberpool_proxy.pgbouncer.config import DATA_COUNTS_FILE
 from emberpool_proxy.pgbouncer.rows import MICROSECONDS
 from emberpool_proxy.settings import ProxySettings
+from emberpool_proxy.telemetry.data_counts import read_counts
 from emberpool_proxy.telemetry.readings import Reading
 
 Sample = tuple[str, Labels, float]  # metric, its labels' values, value
@@ -36,6 +38,8 @@ class Samples:
             yield from _of_a_process(reading)
         for (name, labels), value in self._counts.values().items():
             yield name, labels, value
+        if self._settings.data_port:
+            yield from read_counts(self._settings.engine_path(0) / DATA_COUNTS_FILE)
 
     def _of_the_task(self) -> Iterator[Sample]:
         health, settings = self._health, self._settings
@@ -44,6 +48,8 @@ class Samples:
         yield metrics.DRAINING, (), float(health.is_draining)
         yield metrics.PGBOUNCER_RESTARTS, (), health.restarts
         yield metrics.AGENT_RESTARTS, (), health.agent_restarts
+        if health.pgbouncer:
+            yield metrics.PGBOUNCER_OUTDATED, (), float(bool(health.pgbouncer.missing))
         yield metrics.MAX_CLIENT_CONNECTIONS, (), settings.max_client_connections
         yield metrics.DATABASE_PAUSED, (), float(health.database == "paused")
         if health.database != "unknown":

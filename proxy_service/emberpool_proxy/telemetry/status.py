@@ -54,6 +54,7 @@ class Status:
             },
             "clients": {"connected": health.client_connections, "waiting": health.clients_waiting},
             "budget": current_budget(settings, health).document(),
+            "pgbouncer": health.pgbouncer.document() if health.pgbouncer else None,
             "restarts": {"pgbouncer": health.restarts, "agent": health.agent_restarts},
             "processes": [_process(reading) for reading in health.readings.values()],
             **{name: describe() for name, describe in self._parts.items()},

@@ -45,6 +45,7 @@ WORDED = {
     "clients",
     "budget",
     "fleet",
+    "pgbouncer",
     "restarts",
     "processes",
 }
@@ -176,9 +177,17 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("clients", f"{clients} of at most {limits['max_client_connections']}"),
         ("servers", f"{servers} of at most {may_have}"),
         *(("budget", line) for line in (_budget_lines(budget) if budget else ())),
+        *_pgbouncer(document.get("pgbouncer")),  # a proxy of an earlier version tells none
         ("restarts", f"pgbouncer {restarts['pgbouncer']}, agent {restarts['agent']}"),
         *((name, _in_words(part)) for name, part in document.items() if name not in WORDED),
     ]
+
+
+def _pgbouncer(installed: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if installed is None:
+        return []
+    lines = [installed["package"] or installed["version"], installed["warning"]]
+    return [("pgbouncer", line) for line in lines if line]
 
 
 def _budget_lines(budget: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from emberpool_local.aws.cloudformation import (
     load_balancing,
     monitoring,
     network,
+    parameters,
     scaling,
     secrets,
     storage,
@@ -26,6 +27,7 @@ def register_all() -> None:
         monitoring,
         scaling,
         functions,
+        parameters,
         storage,
     ):
         service.register_types()

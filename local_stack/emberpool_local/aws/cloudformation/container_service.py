@@ -10,13 +10,27 @@ from emberpool_local.aws.cloudformation.resource import Made, register
 CLUSTER = "AWS::ECS::Cluster"
 TASK_DEFINITION = "AWS::ECS::TaskDefinition"
 SERVICE = "AWS::ECS::Service"
+IN_PLACE = (
+    "DeploymentConfiguration",
+    "DesiredCount",
+    "HealthCheckGracePeriodSeconds",
+    "NetworkConfiguration",
+    "TaskDefinition",
+)
 
 
 def register_types() -> None:
     """Teach moto the types of ECS."""
     register(CLUSTER, _create_cluster, _delete_cluster, name_property="ClusterName")
     register(TASK_DEFINITION, _create_task_definition, _delete_task_definition)
-    register(SERVICE, _create_service, _delete_service, name_property="ServiceName")
+    register(
+        SERVICE,
+        _create_service,
+        _delete_service,
+        name_property="ServiceName",
+        update=_update_service,
+        in_place=IN_PLACE,
+    )
 
 
 def _create_cluster(region: str, properties: Properties, name: str) -> Made:
@@ -43,7 +57,13 @@ def _delete_task_definition(region: str, arn: str, _: Properties) -> None:
 def _create_service(region: str, properties: Properties, name: str) -> Made:
     given = {"ServiceName": name, "DesiredCount": 1, **properties}
     service: dict[str, Any] = call(region, SERVICE, "ecs", "create_service", given)["service"]
+    _update_service(region, service["serviceArn"], given)  # moto's create_service forgets DeploymentConfiguration
     return Made(service["serviceArn"], {"Name": service["serviceName"], "ServiceArn": service["serviceArn"]})
+
+
+def _update_service(region: str, arn: str, properties: Properties) -> None:
+    given = {name: properties[name] for name in IN_PLACE if name in properties}
+    call(region, SERVICE, "ecs", "update_service", {"Cluster": properties.get("Cluster"), "Service": arn, **given})
 
 
 def _delete_service(region: str, arn: str, properties: Properties) -> None:

@@ -63,6 +63,8 @@ def _create_instance(region: str, properties: Properties, name: str) -> Made:
         "Endpoint.Port": str(endpoint["Port"]),
         "DBInstanceArn": instance["DBInstanceArn"],
     }
+    if secret := instance.get("MasterUserSecret"):
+        attributes["MasterUserSecret.SecretArn"] = secret["SecretArn"]
     return Made(identifier, attributes)
 
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from botocore.exceptions import ClientError
+from moto.awslambda.models import LambdaFunction
 from moto.cloudformation.models import ChangeSet, CloudFormationBackend, cloudformation_backends
 from moto.cloudformation.parsing import ResourceMap
 from moto.ec2.models import ec2_backends
@@ -31,6 +32,7 @@ def apply() -> None:
     _deletion_in_reverse_order()
     _deletions_that_are_skipped()
     _managed_policies_of_roles()
+    _architecture_of_updated_functions()
 
 
 def _outputs_of_change_sets() -> None:
@@ -62,7 +64,7 @@ def _previous_values_of_defaults() -> None:
     """Answer UsePreviousValue of a parameter that was never given with its default."""
     original = CloudFormationBackend._resolve_update_parameters
 
-    def resolve(self: CloudFormationBackend, instance: Any, incoming: list[dict[str, str]]) -> dict[str, str]:
+    def resolve(self: CloudFormationBackend, instance: Any, incoming_params: list[dict[str, str]]) -> dict[str, str]:
         given = instance.parameters
         defaults = dict(instance.stack_parameters)
         if VERSION_PARAMETER in defaults:
@@ -70,11 +72,11 @@ def _previous_values_of_defaults() -> None:
             defaults[VERSION_PARAMETER] = "/cdk-bootstrap/hnb659fds/version"
         instance.parameters = {**given, **defaults}
         try:
-            return original(self, instance, incoming)
+            return original(self, instance, incoming_params)
         finally:
             instance.parameters = given
 
-    CloudFormationBackend._resolve_update_parameters = resolve  # type: ignore[method-assign, assignment]
+    CloudFormationBackend._resolve_update_parameters = resolve  # type: ignore[method-assign]
 
 
 def _unknown_change_sets() -> None:
@@ -157,3 +159,14 @@ def _managed_policies_of_roles() -> None:
         return role
 
     Role.create_from_cloudformation_json = classmethod(create)  # type: ignore[assignment,method-assign]
+
+
+def _architecture_of_updated_functions() -> None:
+    """Give a function the architecture that its new code is for."""
+    original = LambdaFunction.update_function_code
+
+    def update(self: LambdaFunction, updated_spec: dict[str, Any]) -> dict[str, Any]:
+        self.architectures = updated_spec.get("Architectures") or self.architectures
+        return original(self, updated_spec)
+
+    LambdaFunction.update_function_code = update  # type: ignore[method-assign]

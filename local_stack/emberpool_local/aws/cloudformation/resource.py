@@ -1,8 +1,9 @@
-"""How a CloudFormation type is taught to moto: two functions, one that creates and one that deletes."""
+"""How a CloudFormation type is taught to moto: functions that create, delete and update in place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ class Made:
 
 Create = Callable[[str, Properties, str], Made]  # region, properties, generated name
 Delete = Callable[[str, str, Properties], object]  # region, physical id, properties
+Update = Callable[[str, str, Properties], object]  # region, physical id, all properties as they shall be
 
 
 class _ApiResource:
@@ -31,6 +33,8 @@ class _ApiResource:
 
     create_resource: Create
     delete_resource: Delete | None
+    update_resource: Update | None
+    updated_in_place: frozenset[str]
     type_name: str
     name_property: str
 
@@ -69,24 +73,30 @@ class _ApiResource:
         **named: Any,
     ) -> Any:
         properties = cloudformation_json.get("Properties", {})
-        try:
+        with _errors_named(cls.type_name, str(named.get("LogicalId"))):
             made = cls.create_resource(region_name, properties, resource_name)
-        except (ClientError, ParamValidationError) as error:
-            # The message becomes XML; moto does not escape it.
-            shown = str(error).replace("<", "(").replace(">", ")").replace("&", "and")
-            raise ValidationError(message=f"{named.get('LogicalId')} ({cls.type_name}): {shown}") from error
         return cls(region_name, made, properties)
 
     @classmethod
     def update_from_cloudformation_json(
-        cls, original_resource: Any, new_resource_name: str, cloudformation_json: Properties, *place: str
+        cls,
+        original_resource: Any,
+        new_resource_name: str,
+        cloudformation_json: Properties,
+        account_id: str,
+        region_name: str,
     ) -> Any:
+        """Change the resource if only such properties differ as CloudFormation changes in place, else make another.
+
+        The other one is made first; `updates` ends the original when everything else stands.
+        """
         properties = cloudformation_json.get("Properties", {})
-        if original_resource.properties == properties:
-            return original_resource
-        # Always a replacement: updates in place are not simulated.
-        original_resource.delete()
-        account_id, region_name = place
+        before: Properties = original_resource.properties
+        changed = {name for name in before | properties if before.get(name) != properties.get(name)}
+        if cls.update_resource is not None and changed <= cls.updated_in_place:
+            with _errors_named(cls.type_name, str(original_resource.physical_resource_id)):
+                cls.update_resource(region_name, original_resource.made.physical_id, properties)
+            return cls(region_name, original_resource.made, properties)
         name = properties.get(cls.name_property) or new_resource_name
         return cls.create_from_cloudformation_json(name, cloudformation_json, account_id, region_name)
 
@@ -99,15 +109,43 @@ class _ApiResource:
             self.delete_resource(self.region, self.made.physical_id, self.properties)
 
 
-def register(type_name: str, create: Create, delete: Delete | None = None, *, name_property: str = "") -> None:
+@contextmanager
+def _errors_named(type_name: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ClientError, ParamValidationError) as error:
+        # The message becomes XML; moto does not escape it.
+        shown = str(error).replace("<", "(").replace(">", ")").replace("&", "and")
+        raise ValidationError(message=f"{name} ({type_name}): {shown}") from error
+
+
+def is_replaced(original: object, changed: object) -> bool:
+    """Return whether an update has made another resource, so that the original is still to be deleted."""
+    if not isinstance(original, _ApiResource) or not isinstance(changed, _ApiResource):
+        return False  # moto's own types see to it themselves
+    return changed.physical_resource_id != original.physical_resource_id
+
+
+def register(
+    type_name: str,
+    create: Create,
+    delete: Delete | None = None,
+    *,
+    name_property: str = "",
+    update: Update | None = None,
+    in_place: Iterable[str] = (),
+) -> None:
     """Teach moto one type; later registrations win over moto's own.
 
-    `name_property` names the property whose value becomes the name, when the template gives one.
+    `name_property` names the property whose value becomes the name, when the template gives one. `update` changes a
+    resource when only properties of `in_place` differ; for any other, or without it, the resource is replaced.
     """
     members = {
         "__module__": "moto.emberpool.models",  # moto derives the service from it
         "create_resource": staticmethod(create),
         "delete_resource": staticmethod(delete) if delete else None,
+        "update_resource": staticmethod(update) if update else None,
+        "updated_in_place": frozenset(in_place),
         "type_name": type_name,
         "name_property": name_property,
         "cloudformation_type": staticmethod(lambda: type_name),

@@ -13,13 +13,17 @@ IDENTITY = ("ResourceId", "ScalableDimension", "ServiceNamespace")
 
 def register_types() -> None:
     """Teach moto the types of Application Auto Scaling."""
-    register(TARGET, _create_target, _delete_target)
+    register(TARGET, _create_target, _delete_target, update=_update_target, in_place=("MinCapacity", "MaxCapacity"))
     register(POLICY, _create_policy)
 
 
 def _create_target(region: str, properties: Properties, _: str) -> Made:
     call(region, TARGET, SERVICE, "register_scalable_target", properties)
     return Made("|".join(properties[name] for name in IDENTITY))
+
+
+def _update_target(region: str, _: str, properties: Properties) -> None:
+    call(region, TARGET, SERVICE, "register_scalable_target", properties)
 
 
 def _delete_target(region: str, _: str, properties: Properties) -> None:
