@@ -188,6 +188,7 @@ class LocalStack:
             layer.SSLMODE: "verify-full",
             layer.SSLROOTCERT: str(self.proxy.certificate_path),
             layer.METRICS: "off",  # their lines are for CloudWatch, which is not here
+            **({layer.DATA_ENDPOINT: self.proxy.data_url} if self._has_data_endpoint else {}),
         }
 
     def data_client_environment(self) -> dict[str, str]:

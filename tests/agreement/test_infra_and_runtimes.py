@@ -23,7 +23,7 @@ from emberpool_proxy import health
 from emberpool_proxy.credentials import client_specs
 from emberpool_proxy.credentials.snapshot import ClientUser, Snapshot
 from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS, DATABASE_CA_FILE, EngineIdentity, bundle_path, render
-from emberpool_proxy.settings import PREFIX, ProxySettings, variable
+from emberpool_proxy.settings import DATA_PORT, PREFIX, ProxySettings, variable
 from emberpool_proxy.tls.published_ca import MEMBER
 
 Templates = dict[str, dict[str, Any]]
@@ -158,7 +158,8 @@ def test_ports_are_the_same_everywhere(templates: Templates, dockerfile: str) ->
     proxy = ProxySettings.from_environment(_proxy_environment(templates))
     ports = [proxy.client_port, proxy.health_port]
     assert [each["ContainerPort"] for each in _container(templates)["PortMappings"]] == ports
-    assert re.search(r"(?m)^EXPOSE (.*)$", dockerfile)[1].split() == [str(port) for port in ports]  # type: ignore[index]
+    exposed = re.search(r"(?m)^EXPOSE (.*)$", dockerfile)[1].split()  # type: ignore[index]
+    assert exposed == [str(port) for port in (*ports, DATA_PORT)]
     target = _only(templates["pool"], "AWS::ElasticLoadBalancingV2::TargetGroup")
     assert (target["Port"], target["HealthCheckPort"]) == (proxy.client_port, str(proxy.health_port))
     assert _only(templates["pool"], "AWS::ElasticLoadBalancingV2::Listener")["Port"] == proxy.client_port
