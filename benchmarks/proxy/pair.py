@@ -125,6 +125,11 @@ def _status_kib(pid: int, name: str) -> int:
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
+def child_pid(pid: int, word: str) -> int:
+    """Return the child of a process whose command line has this word."""
+    return next(child for child in _children(pid) if word in _command(child))
+
+
 def _children(pid: int) -> list[int]:
     return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 

@@ -134,6 +134,8 @@ class App:
             failure = error.kind
             headers.append(("x-amzn-errortype", error.kind))
             answer = Answer(error.status, {}, orjson.dumps({"message": error.message, **error.members}))
+            # It may be kept for a resend: with its frames it would keep the request, and a whole result.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
         except Exception:  # noqa: BLE001 (a client that gets no answer sends its call again)
             # No 5xx, which the SDKs send again: a statement may have run.
             logger.exception("the data endpoint failed at request %s", request_id)
