@@ -35,7 +35,7 @@ def is_serving(proxy: Proxy) -> bool:
     if not any(line["message"] == "the data endpoint serves" for line in proxy.log_lines()):
         return False
     with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", int(proxy.setting("data_port")))) == 0
+        return connection.connect_ex((proxy.setting("listen_host"), int(proxy.setting("data_port")))) == 0
 
 
 def authority(proxy: Proxy) -> Path:
