@@ -33,7 +33,7 @@ from emberpool_cdk.pool_secrets import (
     make_ca_secret,
     make_client_secret,
 )
-from emberpool_cdk.pool_service import FLEET_TTL_SECONDS, Fleet, make_cluster, make_service
+from emberpool_cdk.pool_service import FLEET_TTL_SECONDS, ClientLoad, Fleet, make_cluster, make_service
 from emberpool_cdk.proxy_container import ARM_64, X86_64, add_proxy_container, environment
 from emberpool_cdk.queue_wait import TRANSACTION_SECONDS
 from emberpool_cdk.task_settings import check_environment, task_variables
@@ -54,9 +54,9 @@ class PoolProxy(PoolMetrics, Construct):
 
     With `endpoint="dns"` there is no load balancer: functions find the tasks by their name in the VPC.
 
-    `min_tasks` run always; up to `max_tasks` by CPU load. `cpu` is in 1/1024 vCPU, `memory_limit_mib` in MiB (an idle
-    client with TLS takes 56 KB). The VPC needs its DNS support and DNS host names, which are on unless somebody turned
-    them off.
+    `min_tasks` run always; up to `max_tasks` by CPU load and, with `metrics`, by the number of clients. `cpu` is in
+    1/1024 vCPU, `memory_limit_mib` in MiB (an idle client with TLS takes 56 KB). The VPC needs its DNS support and DNS
+    host names, which are on unless somebody turned them off.
 
     All tasks share `database.max_connections` without `reserved_connections`: each may always have
     `floor_connections` (default: 2, or what the PgBouncers of a larger task need), the others go to the tasks whose
@@ -125,7 +125,7 @@ class PoolProxy(PoolMetrics, Construct):
             self,
             database_name=database.name,
             roles=database_roles or {},
-            most_connections=int(self._settings.get("max_client_connections", ProxySettings.max_client_connections)),
+            most_connections=self._most_clients,
             encryption_key=key,
         )
         self.vpc = vpc
@@ -195,6 +195,7 @@ class PoolProxy(PoolMetrics, Construct):
             subnets=subnets,
             fleet=fleet,
             has_balancer=self.load_balancer is not None,
+            clients=self._client_load() if metrics else None,
         )
         self.target_group = (
             add_tasks(self.load_balancer, self.service, has_data_endpoint=data_endpoint) if self.load_balancer else None
@@ -295,6 +296,13 @@ class PoolProxy(PoolMetrics, Construct):
         self._network.open_to(function)
         (client or self).grant_connect(function)
         self._functions.add(function)
+
+    @property
+    def _most_clients(self) -> int:
+        return int(self._settings.get("max_client_connections", ProxySettings.max_client_connections))
+
+    def _client_load(self) -> ClientLoad:
+        return ClientLoad(self.metric("ClientConnections", statistic="Average"), self._most_clients)
 
     def _place_budget(self) -> None:
         for field, value in (("budget_name", self.budget_name), ("budget_database", self.budget_database)):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from aws_cdk import Duration
+from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_kms as kms
@@ -14,8 +17,18 @@ from emberpool_cdk.explained_findings import explain, explain_to_cfn_lint
 
 BUDGET_METADATA = "emberpool:ConnectionBudget"
 SCALE_AT_CPU_PERCENT = 60  # PgBouncer has one thread: above this, logins queue
+# A task that is full refuses logins; environments keep their connections, so new tasks get new clients only.
+SCALE_AT_CLIENTS_PERCENT = 60
 FLEET_SERVICE = "tasks"
 FLEET_TTL_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class ClientLoad:
+    """The average number of clients a task, and how many one may have."""
+
+    per_task: cloudwatch.IMetric
+    most: int
 
 
 class Fleet:
@@ -74,8 +87,9 @@ def make_service(
     subnets: ec2.SubnetSelection,
     fleet: Fleet,
     has_balancer: bool,
+    clients: ClientLoad | None,
 ) -> ecs.FargateService:
-    """Make the service, scaled by CPU between the budget's numbers of tasks."""
+    """Make the service, scaled between the budget's numbers of tasks: by CPU, and by `clients` where they are known."""
     service = ecs.FargateService(
         scope,
         "Service",
@@ -102,4 +116,8 @@ def make_service(
     if budget.max_tasks > budget.min_tasks:
         scaling = service.auto_scale_task_count(min_capacity=budget.min_tasks, max_capacity=budget.max_tasks)
         scaling.scale_on_cpu_utilization("Cpu", target_utilization_percent=SCALE_AT_CPU_PERCENT)
+        if clients:
+            scaling.scale_to_track_custom_metric(
+                "Clients", metric=clients.per_task, target_value=clients.most * SCALE_AT_CLIENTS_PERCENT / 100
+            )
     return service

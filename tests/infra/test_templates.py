@@ -8,6 +8,7 @@ from typing import Any
 from tests.infra.conftest import Synthesized
 
 from emberpool_app.deployment import DATABASE, EXAMPLE, NETWORK, POOL
+from emberpool_proxy.settings import ProxySettings
 from emberpool_proxy.tls.generations import from_secret
 
 
@@ -169,6 +170,21 @@ def test_budget_is_in_the_template_and_in_the_tasks(synthesized: Synthesized) ->
     assert (scaling["MinCapacity"], scaling["MaxCapacity"]) == (metadata["MinTasks"], metadata["MaxTasks"])
     parameters = synthesized.only(DATABASE, "AWS::RDS::DBParameterGroup")["Parameters"]
     assert parameters["max_connections"] == str(metadata["MaxConnections"])
+
+
+def test_tasks_are_scaled_by_cpu_and_by_clients(synthesized: Synthesized) -> None:
+    """Both are averages of the tasks, so that more tasks bring them down; the second is the proxy's own metric."""
+    policies = synthesized.resources(POOL, "AWS::ApplicationAutoScaling::ScalingPolicy")
+    by_cpu, by_clients = sorted(
+        (each["Properties"]["TargetTrackingScalingPolicyConfiguration"] for each in policies),
+        key=lambda each: "CustomizedMetricSpecification" in each,
+    )
+    assert by_cpu["PredefinedMetricSpecification"] == {"PredefinedMetricType": "ECSServiceAverageCPUUtilization"}
+    metric = by_clients["CustomizedMetricSpecification"]
+    assert (metric["MetricName"], metric["Statistic"]) == ("ClientConnections", "Average")
+    environment = {each["Name"]: each["Value"] for each in _container(synthesized)["Environment"]}
+    assert metric["Dimensions"] == [{"Name": "Service", "Value": environment["EMBERPOOL_PROXY_METRICS_SERVICE"]}]
+    assert by_clients["TargetValue"] == 0.6 * ProxySettings.max_client_connections
 
 
 def test_database_is_private_and_encrypted(synthesized: Synthesized) -> None:
