@@ -151,7 +151,7 @@ class SessionPool:
         except BaseException as error:
             if waiting.done() and not waiting.cancelled():
                 self._pass_on(shelf, waiting.result())  # it came in the same moment
-            else:
+            elif waiting in shelf.waiting:  # not if a session was offered to it after it was cancelled
                 shelf.waiting.remove(waiting)
             if isinstance(error, TimeoutError):
                 raise DataError(
