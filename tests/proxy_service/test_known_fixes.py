@@ -130,7 +130,9 @@ async def test_running_pgbouncer_is_judged_by_its_console(
             await console.close()
         assert health.pgbouncer is not None
         assert health.pgbouncer.version == ".".join(map(str, pgbouncer_program.version))
-        found = [record.getMessage() for record in caplog.records if "lacks the fixes of" in record.getMessage()]
+        # One record, however many handlers other tests have left at the logger.
+        records = list(dict.fromkeys(caplog.records))
+        found = [record.getMessage() for record in records if "lacks the fixes of" in record.getMessage()]
         assert len(found) == warnings
         assert all("CVE-2099-1" in line and "deploy" in line for line in found)
 

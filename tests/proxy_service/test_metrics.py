@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -21,8 +23,10 @@ from emberpool_proxy.agent.budget_reading import FleetView, PoolKey, PoolUse, Se
 from emberpool_proxy.agent.budget_reading import Reading as BudgetReading
 from emberpool_proxy.agent.budget_status import BudgetStatus
 from emberpool_proxy.agent.decide import Decision
+from emberpool_proxy.data_endpoint.counts import DataCounts
 from emberpool_proxy.health import Health
 from emberpool_proxy.metrics import CLOUDWATCH_METRICS, METRICS, Counts
+from emberpool_proxy.pgbouncer.config import DATA_COUNTS_FILE
 from emberpool_proxy.pgbouncer.installed import InstalledPgbouncer
 from emberpool_proxy.pgbouncer.log_lines import (
     ClientGaveUpWaiting,
@@ -32,6 +36,7 @@ from emberpool_proxy.pgbouncer.log_lines import (
     ServerUnreachable,
 )
 from emberpool_proxy.pgbouncer.rows import PoolRow, StatsRow
+from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.telemetry.emf import EmfLog
 from emberpool_proxy.telemetry.readings import Reading, longest_wait
 from emberpool_proxy.telemetry.samples import Samples
@@ -126,10 +131,15 @@ async def test_state_of_the_task_is_on_the_page(bare: BarePgbouncer) -> None:
         assert values["emberpool_database_up", frozenset()] == 0
 
 
-async def test_every_metric_that_is_known_is_on_the_page(bare: BarePgbouncer) -> None:
+async def test_every_metric_that_is_known_is_on_the_page(bare: BarePgbouncer, tmp_path: Path) -> None:
     """Every name of the table is on the page with its help, and the agent's own memory and CPU beside them."""
-    async with observed() as seen:
+    async with observed(data_port=8443, run_folder=str(tmp_path)) as seen:
         await seen.tick(bare)
+        data = DataCounts()
+        data.add(0.01, "DatabaseErrorException")
+        folder = RunFolder(seen.settings.engine_path(0), owner=None)
+        folder.path.mkdir()
+        folder.write(DATA_COUNTS_FILE, data.encoded())
         seen.health.database = "up"
         counts = seen.telemetry.counts
         counts.set(metrics.CREDENTIALS_AGE, 12.0, "database")
@@ -143,6 +153,20 @@ async def test_every_metric_that_is_known_is_on_the_page(bare: BarePgbouncer) ->
         assert f"# HELP {metric.name} {metric.help}" in text or f"# HELP {family} {metric.help}" in text, metric.name
     assert "process_resident_memory_bytes" in text
     assert "process_cpu_seconds_total" in text
+
+
+async def test_data_endpoint_that_is_gone_has_no_metrics(bare: BarePgbouncer, tmp_path: Path) -> None:
+    """What it wrote a while ago is not shown as if it were of now, nor is half a file."""
+    async with observed(data_port=8443, run_folder=str(tmp_path)) as seen:
+        await seen.tick(bare)
+        path = seen.settings.engine_path(0) / DATA_COUNTS_FILE
+        path.parent.mkdir()
+        path.write_bytes(DataCounts().encoded()[:-5])
+        assert metrics.DATA_REQUESTS not in (await seen.get("/metrics"))[1]
+        path.write_bytes(DataCounts().encoded())
+        assert metrics.DATA_REQUESTS in (await seen.get("/metrics"))[1]
+        os.utime(path, (0, 0))
+        assert metrics.DATA_REQUESTS not in (await seen.get("/metrics"))[1]
 
 
 @pytest.mark.parametrize(
