@@ -25,7 +25,7 @@ from emberpool_proxy.data_endpoint.calls import (
 from emberpool_proxy.data_endpoint.counts import DataCounts
 from emberpool_proxy.data_endpoint.deadlines import Deadlines
 from emberpool_proxy.data_endpoint.errors import DATABASE_ERROR, NOT_FOUND, DataError
-from emberpool_proxy.data_endpoint.forwarding import LOOK, PASSED_ON, UNKNOWN, Answer, Others, Passed
+from emberpool_proxy.data_endpoint.forwarding import FORGOTTEN, LOOK, PASSED_ON, UNKNOWN, Answer, Others, Passed
 from emberpool_proxy.data_endpoint.leases import Address, owner_of
 from emberpool_proxy.data_endpoint.limits import Limits
 from emberpool_proxy.data_endpoint.once import Answers, fingerprint
@@ -42,9 +42,10 @@ ATTEMPT = re.compile(r"\battempt=(\d{1,9})")
 OPENAPI_PATH = "/openapi.json"
 # What a SELECT changes would be refused in a transaction that is read-only: it can be run again in one without harm.
 HARMLESS_WORDS = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN", "WITH"})
+RESEND_SECONDS = 3.0  # for a client to see that its connection has ended, and to connect again
 OUTCOME_UNKNOWN = (
-    "an earlier attempt of this call went to a task that cannot be asked any more ({}): whether it has run is not "
-    "known; look before you repeat it"
+    "an earlier attempt of this call may have come to an endpoint that cannot be asked any more ({}): whether it has "
+    "run is not known; look before you repeat it"
 )
 
 
@@ -101,6 +102,7 @@ class Parts:
     others: Others
     own_address: Address | None  # None: this task is alone
     anybody: Caller | None = None
+    restarted_at: float | None = None  # monotonic seconds, when an endpoint of this task ran before
 
 
 class App:
@@ -146,7 +148,9 @@ class App:
         finally:
             self._running -= 1
             self.counts.add(time.perf_counter() - began, failure)
-        headers += [(name, value) for name, value in answer.headers.items() if name.startswith("x-")]
+        if answer.headers:  # another task's, with a request id of its own
+            theirs = {name: value for name, value in answer.headers.items() if name.startswith("x-")}
+            headers = [*(each for each in headers if each[0] not in theirs), *theirs.items()]
         exchange.response_bytes(answer.status, headers, answer.body)
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> Answer:
@@ -178,21 +182,36 @@ class App:
         parts, headers = self._parts, scope.headers
         invocation, passed_on = headers.get("amz-sdk-invocation-id"), headers.get(PASSED_ON)
         key = fingerprint(caller.name, invocation, scope.path, body) if invocation else None
-        if passed_on == LOOK and not (key and parts.answers.knows(key)):
-            return Answer(404, {UNKNOWN: "1"}, b"{}")
-        if passed_on is None and parts.own_address:
+        is_known = key is not None and parts.answers.knows(key)
+        if passed_on == LOOK and not is_known:
+            return Answer(404, {FORGOTTEN if self._may_have_forgotten(_attempt(headers)) else UNKNOWN: "1"}, b"{}")
+        if passed_on is None:
             owner = owner_of(transaction) if (transaction := _transaction_of(call)) else None
-            if owner and owner != parts.own_address:
+            if owner and parts.own_address and owner != parts.own_address:
                 return await parts.others.pass_on(owner, _passed(scope, body))
-            if key and not owner and _is_resent(headers) and not parts.answers.knows(key):
+            if key and not owner and not is_known and (attempt := _attempt(headers)) > 1:
                 try:
-                    if found := await parts.others.find_answer(_passed(scope, body)):
+                    if found := await self._answered_before(scope, body, attempt):
                         return found
                 except LookupError as error:
                     caller = _harmless(caller, call, str(error))
         if key is None:
             return Answer(200, {}, await parts.operations.run(caller, call))
         return Answer(200, {}, await parts.answers.once(key, lambda: parts.operations.run(caller, call)))
+
+    async def _answered_before(self, scope: Scope, body: bytes, attempt: int) -> Answer | None:
+        """Return another task's answer to this call, None when no task can have seen it. Raises LookupError."""
+        if self._may_have_forgotten(attempt):
+            raise LookupError("the data endpoint has started again since")
+        return await self._parts.others.find_answer(_passed(scope, body)) if self._parts.own_address else None
+
+    def _may_have_forgotten(self, attempt: int) -> bool:
+        """Say whether an earlier attempt may have come to the process before this one, which crashed.
+
+        Its client saw the connection end then, and has sent this attempt after pauses of 1, 2, 4... seconds at most.
+        """
+        restarted_at = self._parts.restarted_at
+        return restarted_at is not None and time.monotonic() - restarted_at < 2 ** min(attempt, 8) + RESEND_SECONDS
 
     def _describe(self, scope: Scope) -> Answer:
         if scope.path != OPENAPI_PATH or scope.method not in ("GET", "HEAD"):
@@ -235,10 +254,10 @@ def _transaction_of(call: Call) -> str:
     return call.place.transaction_id
 
 
-def _is_resent(headers: RequestHeaders) -> bool:
-    """Say whether an earlier attempt may have reached somebody: `ttl=20261122T230000Z; attempt=2; max=3`."""
+def _attempt(headers: RequestHeaders) -> int:
+    """Return which attempt of its call this is: 2 of `ttl=20261122T230000Z; attempt=2; max=3`."""
     found = ATTEMPT.search(headers.get("amz-sdk-request", ""))
-    return found is not None and found[1] != "1"
+    return int(found[1]) if found else 1
 
 
 def _harmless(caller: Caller, call: Call, why: str) -> Caller:

@@ -21,6 +21,7 @@ from emberpool_proxy.errors import words_of
 
 PASSED_ON = "x-emberpool-passed-on"  # "call": answer it; "look": only if it was answered before
 UNKNOWN = "x-emberpool-unknown"  # of an answer: this task has not seen the call
+FORGOTTEN = "x-emberpool-forgotten"  # of an answer: it may have been seen by the endpoint of that task before this one
 CALL, LOOK = "call", "look"
 CONNECT_SECONDS = 1.0
 LOOK_AGAIN_SECONDS = 1.0  # at whom the agent knows
@@ -83,12 +84,16 @@ class Others:
         """
         others = sorted(await self.addresses())
         found = await asyncio.gather(*(self._send(address, passed, LOOK) for address in others), return_exceptions=True)
+        failures = []
         for answer in found:
-            if isinstance(answer, Answer) and UNKNOWN not in answer.headers:
+            if isinstance(answer, Answer) and answer.headers.keys().isdisjoint((UNKNOWN, FORGOTTEN)):
                 return answer
-        failed = [error for error in found if isinstance(error, BaseException)]
-        if failed:
-            raise LookupError(words_of(failed[0]))
+            if isinstance(answer, BaseException):
+                failures.append(words_of(answer))
+            elif FORGOTTEN in answer.headers:
+                failures.append("the data endpoint of its task has started again since")
+        if failures:
+            raise LookupError(failures[0])
         return None
 
     async def addresses(self) -> frozenset[Address]:

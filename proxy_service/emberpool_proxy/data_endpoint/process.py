@@ -13,6 +13,7 @@ import signal
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import aiohttp
@@ -34,7 +35,13 @@ from emberpool_proxy.data_endpoint.operations import Operations
 from emberpool_proxy.data_endpoint.pool import SessionPool
 from emberpool_proxy.data_endpoint.signature import Verifier
 from emberpool_proxy.log import logger
-from emberpool_proxy.pgbouncer.config import CERTIFICATE_FILE, CLIENT_CA_FILE, DATA_KEYS_FILE, KEY_FILE
+from emberpool_proxy.pgbouncer.config import (
+    CERTIFICATE_FILE,
+    CLIENT_CA_FILE,
+    DATA_COUNTS_FILE,
+    DATA_KEYS_FILE,
+    KEY_FILE,
+)
 from emberpool_proxy.pgbouncer.run_folder import RunFolder
 from emberpool_proxy.settings import EVERY_ADDRESS, ProxySettings
 
@@ -70,7 +77,11 @@ async def serve(settings: ProxySettings) -> None:
         partial(_others, settings), _trust(settings), settings.data_statement_seconds + ANSWER_SPARE_SECONDS
     )
     own = await _own_address(settings)
-    parts = make_parts(settings, Verifier(keys), others, own)
+    # The file is this process's first; with the task's folder goes what another one may have left.
+    has_predecessor = (folder / DATA_COUNTS_FILE).exists()
+    parts = replace(
+        make_parts(settings, Verifier(keys), others, own), restarted_at=time.monotonic() if has_predecessor else None
+    )
     operations = parts.operations
     app = App(parts)
     listener = make_listener(settings, app)

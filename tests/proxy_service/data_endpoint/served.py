@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 
 from emberpool_local.host.ports import free_port
 from emberpool_proxy.settings import variable
 
-from ..conftest import CLIENT_PASSWORD, CLIENT_USER, Proxy, wait_until
+from ..conftest import CLIENT_PASSWORD, CLIENT_USER, Proxy, children_of, wait_until
 
 ARNS = {
     "resourceArn": "arn:aws:rds:us-east-1:123456789012:cluster:any",
@@ -32,7 +33,7 @@ def start_endpoint(make_proxy: Callable[..., Proxy], **settings: object) -> Prox
 
 def is_serving(proxy: Proxy) -> bool:
     """Whether the endpoint has said so, and listens, which it does a moment later."""
-    if not any(line["message"] == "the data endpoint serves" for line in proxy.log_lines()):
+    if not times_served(proxy):
         return False
     with socket.socket() as connection:
         return connection.connect_ex((proxy.setting("listen_host"), int(proxy.setting("data_port")))) == 0
@@ -70,3 +71,27 @@ def run(data: Any, sql: str, **members: Any) -> dict[str, Any]:
 def rows(data: Any, sql: str, **members: Any) -> list[list[Any]]:
     """Return the values of the records, without their types."""
     return [[next(iter(field.values())) for field in record] for record in run(data, sql, **members)["records"]]
+
+
+def as_attempt(data: Any, invocation: str, attempt: int) -> None:
+    """Have the client's next calls be this attempt of this call, as its own retries would."""
+
+    def say(request: AWSRequest, **_: Any) -> None:
+        request.context["retries"] |= {"invocation-id": invocation, "attempt": attempt}
+
+    data.meta.events.unregister("request-created.rds-data", unique_id="attempt")
+    data.meta.events.register_first("request-created.rds-data", say, unique_id="attempt")
+
+
+def endpoint_pid(proxy: Proxy) -> int:
+    """Return the endpoint's process id."""
+    for pid in children_of(proxy.process.pid):
+        with open(f"/proc/{pid}/cmdline", "rb") as command:  # noqa: PTH123 (a line of its own)
+            if b"\0data-endpoint\0" in command.read():
+                return pid
+    return 0
+
+
+def times_served(proxy: Proxy) -> int:
+    """Return how often an endpoint of this proxy has begun to serve."""
+    return sum(line["message"] == "the data endpoint serves" for line in proxy.log_lines())

@@ -17,8 +17,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from emberpool_local.postgres.server import EmbeddedPostgres
 
-from ..conftest import DATABASE, Proxy, children_of, wait_until
-from .served import ARNS, client, rows, run, start_endpoint
+from ..conftest import DATABASE, Proxy, wait_until
+from .served import ARNS, as_attempt, client, endpoint_pid, is_serving, rows, run, start_endpoint, times_served
 
 TABLE = "create table if not exists kept (id bigint generated always as identity primary key, what text)"
 
@@ -160,11 +160,24 @@ def test_endpoint_that_crashes_is_started_again(make_proxy: Callable[..., Proxy]
     with psycopg.connect(proxy.conninfo()) as other:
         os.kill(endpoint_pid(proxy), signal.SIGKILL)
         assert other.execute("select 1").fetchone() == (1,)
-        wait_until(
-            "it is not back",
-            lambda: sum(line["message"] == "the data endpoint serves" for line in proxy.log_lines()) == 2,
-        )
+        wait_until("it is not back", lambda: times_served(proxy) == 2 and is_serving(proxy))
         assert rows(data, "select 1") == [[1]]
+
+
+def test_call_that_may_have_run_before_a_crash_is_not_run_again(make_proxy: Callable[..., Proxy]) -> None:
+    """A second attempt right after a crash changes nothing, and says why; one that only reads is answered."""
+    proxy = start_endpoint(make_proxy)
+    data = client(proxy)
+    run(data, TABLE)
+    os.kill(endpoint_pid(proxy), signal.SIGKILL)
+    wait_until("it is not back", lambda: times_served(proxy) == 2 and is_serving(proxy))
+    insert = "insert into kept (what) values ('again')"
+    as_attempt(data, "a-write", 4)
+    assert "is not known" in error_of(lambda: run(data, insert))[1]
+    as_attempt(data, "a-read", 4)
+    assert rows(data, "select count(*) from kept where what = 'again'") == [[0]]
+    as_attempt(data, "a-first-attempt", 1)
+    assert run(data, insert)["numberOfRecordsUpdated"] == 1
 
 
 def test_stopped_task_loses_no_call(make_proxy: Callable[..., Proxy]) -> None:
@@ -186,12 +199,3 @@ def test_stopped_task_loses_no_call(make_proxy: Callable[..., Proxy]) -> None:
     assert proxy.exit_code() == 0, proxy.printed()
     with pytest.raises(EndpointConnectionError):
         run(client(proxy), "select 1")
-
-
-def endpoint_pid(proxy: Proxy) -> int:
-    """Return the endpoint's process id."""
-    for pid in children_of(proxy.process.pid):
-        with open(f"/proc/{pid}/cmdline", "rb") as command:  # noqa: PTH123 (a line of its own)
-            if b"\0data-endpoint\0" in command.read():
-                return pid
-    return 0

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from botocore.awsrequest import AWSRequest
 from botocore.exceptions import ClientError
 
 from emberpool_local.host.ports import free_port
@@ -18,7 +17,17 @@ from ..balancer import Balancer
 from ..conftest import Proxy, wait_until
 from ..simulated_aws import simulated_aws
 from ..tasks import is_ready
-from .served import ARNS, client, rows, run, start_endpoint
+from .served import (
+    ARNS,
+    as_attempt,
+    client,
+    endpoint_pid,
+    is_serving,
+    rows,
+    run,
+    start_endpoint,
+    times_served,
+)
 
 HOSTS = ("127.0.0.2", "127.0.0.3")
 PASSED_TO_CHILDREN = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -139,14 +148,18 @@ def test_call_whose_task_is_gone_is_not_run_again_unless_it_changes_nothing(two_
         run(other, "select sly()")
 
 
-def as_attempt(data: Any, invocation: str, attempt: int) -> None:
-    """Have the client's next calls be this attempt of this call, as its own retries would."""
-
-    def say(request: AWSRequest, **_: Any) -> None:
-        request.context["retries"] |= {"invocation-id": invocation, "attempt": attempt}
-
-    data.meta.events.unregister("request-created.rds-data", unique_id="attempt")
-    data.meta.events.register_first("request-created.rds-data", say, unique_id="attempt")
+def test_call_is_not_run_again_when_the_other_endpoint_has_forgotten_it(two_tasks: TwoTasks) -> None:
+    """An endpoint that crashed knows no answers any more: it says so, and not that it has not seen the call."""
+    one, other = two_tasks.client_of(0), two_tasks.client_of(1)
+    run(one, "create table if not exists forgotten (n int)")
+    as_attempt(one, "it-has-run", 1)
+    run(one, "insert into forgotten values (1)")
+    os.kill(endpoint_pid(two_tasks.tasks[0]), signal.SIGKILL)
+    wait_until("it is not back", lambda: times_served(two_tasks.tasks[0]) == 2 and is_serving(two_tasks.tasks[0]))
+    as_attempt(other, "it-has-run", 3)
+    with pytest.raises(ClientError, match="has started again since"):
+        run(other, "insert into forgotten values (1)")
+    assert rows(other, "select count(*) from forgotten") == [[1]]
 
 
 def kill(task: Proxy) -> None:
