@@ -329,7 +329,7 @@ async def test_sleeping_database_is_left_alone(database_with_tls: Database) -> N
     kept = DatabaseAuthorities(given, asyncio.Lock(), tell, lambda *_: None)
     kept.begin()
     file = given.run_path / DATABASE_CA_FILE
-    begun = database_with_tls.server.log_path.stat().st_size
+    begun = await log_after_all_before(database_with_tls.server)
     running = asyncio.create_task(kept.run())
     try:
         await wait_until_async(lambda: len(asked) >= 3)
@@ -340,6 +340,14 @@ async def test_sleeping_database_is_left_alone(database_with_tls: Database) -> N
     finally:
         running.cancel()
     assert Bundle.read(file, given).certificates == der(FIRST)
+
+
+async def log_after_all_before(server: EmbeddedPostgres) -> int:
+    """Return where the log ends when the last connection of the test before is in it: after one of our own."""
+    with psycopg.connect(server.conninfo()) as connection:
+        received = f'"pid":{connection.info.backend_pid}'
+        await wait_until_async(lambda: received in server.log_path.read_text())
+    return server.log_path.stat().st_size
 
 
 async def wait_until_async(fact: Callable[[], bool]) -> None:
