@@ -1,7 +1,8 @@
 """A host name with several addresses that this system's own resolver finds, for one thread only.
 
-A mount namespace with another /etc/hosts, where the tests run as root. It belongs to a thread of this process and
-nothing else holds it, so it is gone with the thread. Elsewhere the resolver's answer is replaced.
+A mount namespace with another /etc/hosts, where the machine gives one: to root, and not in a chroot or in a container
+without CAP_SYS_ADMIN. It belongs to a thread of this process and nothing else holds it, so it is gone with the thread.
+Elsewhere the resolver's answer is replaced.
 """
 
 from __future__ import annotations
@@ -31,21 +32,23 @@ def named_host(folder: Path, addresses: Sequence[str]) -> Iterator[Callable[...,
         def call(function: Callable[..., ResultT], *arguments: Any) -> ResultT:
             return thread.submit(function, *arguments).result(60)
 
-        if os.geteuid() != 0:
+        hosts = folder / "hosts"
+        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {NAME}\n" for address in addresses))
+        if not call(_replaces_hosts, hosts):
             found = [(socket.AF_INET6 if ":" in each else socket.AF_INET, 0, 0, "", (each, 0)) for each in addresses]
             with mock.patch("emberpool.waiting.socket.getaddrinfo", return_value=found):
                 yield call
             return
-        hosts = folder / "hosts"
-        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {NAME}\n" for address in addresses))
-        call(_replace_hosts, hosts)
         yield call
 
 
-def _replace_hosts(hosts: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS):
-        raise OSError(ctypes.get_errno(), "no mount namespace could be made")
+def _replaces_hosts(hosts: Path) -> bool:
+    """Put the file in place of /etc/hosts for this thread; return whether the machine lets us."""
+    if os.geteuid() != 0 or ctypes.CDLL(None).unshare(CLONE_NEWNS):
+        return False
     # Children of this thread are in its namespace; nothing of it reaches the others'.
-    for command in (["--make-rprivate", "/"], ["--bind", str(hosts), "/etc/hosts"]):
-        subprocess.run(["mount", *command], check=True, timeout=10)
+    commands = (["--make-rprivate", "/"], ["--bind", str(hosts), "/etc/hosts"])
+    return all(
+        subprocess.run(["mount", *command], check=False, capture_output=True, timeout=10).returncode == 0
+        for command in commands
+    )

@@ -160,7 +160,8 @@ def _answer_late(listener: socket.socket, port: int, accepted: list[str]) -> Non
             client = listener.accept()[0]
             accepted.append(client.getsockname()[0])
             time.sleep(2 * LIMIT_SECONDS)
-            server = socket.create_connection((ALIVE[2], port))
+            server = socket.socket()
+            server.connect((ALIVE[2], port))  # create_connection asks the resolver, which a test may have replaced
             for source, sink in ((client, server), (server, client)):
                 threading.Thread(target=_forward, args=(source, sink), daemon=True).start()
 
