@@ -29,6 +29,8 @@ IDLE_TIMEOUT = "client_idle_timeout"
 # Of a client that is never idle for longer, the last word is SHUTDOWN's.
 SHORTEST_IDLE_SECONDS = 0.0005
 LONGEST_STEP_SECONDS = 1.0  # SHOW CLIENTS is dear with thousands of clients
+# Below this age, which is seen by the second, a timeout is felt for: a longer stride may close nearly all at once.
+FELT_BELOW_SECONDS, LONGEST_STRIDE = 2.0, 0.6
 SHORTEST_STEP_SECONDS = 0.4  # PgBouncer applies the timeout three times a second
 BEFORE_ALL = datetime.min  # noqa: DTZ901 (PgBouncer prints local times; only differences are used)
 STEPS = 20  # a short drain has shorter steps
@@ -72,7 +74,10 @@ def choose(idle: Sequence[int], busy: int, steps_left: int, last: Choice | None,
     # Ages are seen by the second only: clients that are never idle for long are found by feeling the way down.
     bias = last.bias * _correction(last.clients - clients, last.share) if last else 1.0
     bias = min(max(bias, SHORTEST_IDLE_SECONDS), 1.0)
-    return Choice(max(_age_of_share(idle, share) * bias, SHORTEST_IDLE_SECONDS), clients, share, bias)
+    timeout = max(_age_of_share(idle, share) * bias, SHORTEST_IDLE_SECONDS)
+    if last:
+        timeout = max(timeout, min(last.idle_seconds, FELT_BELOW_SECONDS) * LONGEST_STRIDE)
+    return Choice(timeout, clients, share, bias)
 
 
 def _correction(closed: int, share: float) -> float:
