@@ -17,6 +17,8 @@ from emberpool_local.host.children import run_child, start_child
 from emberpool_local.host.server_user import server_user
 from emberpool_local.host.waiting import wait_until
 
+from ..processes import is_running
+
 SLEEPER = ["sleep", "600"]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has root to drop")
 # Starts a child as the server user (when root), prints its pid, and waits to be killed.
@@ -31,14 +33,6 @@ time.sleep(600)
 """
 
 
-def is_alive(pid: int) -> bool:
-    """A zombie that its new parent has not fetched yet has ended, too."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def command_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
@@ -49,10 +43,10 @@ def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     assert parent.stdout is not None
     child_pid = int(parent.stdout.readline())
     try:
-        assert is_alive(child_pid)
+        assert is_running(child_pid)
         parent.kill()
         parent.wait()
-        wait_until("the child outlived its parent", lambda: not is_alive(child_pid))
+        wait_until("the child outlived its parent", lambda: not is_running(child_pid))
     finally:
         parent.stdout.close()
         parent.kill()
@@ -89,7 +83,7 @@ def test_child_that_ignores_the_signal_is_killed_with_its_session(tmp_path: Path
     wait_until("the child did not start its own", lambda: log.exists() and log.read_text().endswith("\n"))
     grandchild = int(log.read_text())
     assert child.stop(signal.SIGTERM, wait_seconds=0.2) == -signal.SIGKILL
-    wait_until("the grandchild outlived its session", lambda: not is_alive(grandchild))
+    wait_until("the grandchild outlived its session", lambda: not is_running(grandchild))
 
 
 def test_stop_returns_the_exit_code_of_a_child_that_ends_by_itself(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 
+from ..processes import children_of
+
 EMBERPOOL = str(Path(sys.executable).with_name("emberpool"))
 ORDERS = Path(__file__).parents[2] / "examples" / "orders"
 BOUND_SECONDS = 60
@@ -87,8 +89,7 @@ def descendants(pid: int) -> set[int]:
         found |= new
         children = set()
         for parent in new:
-            for task in Path(f"/proc/{parent}/task").glob("*/children"):
-                children |= {int(child) for child in task.read_text().split()}
+            children |= children_of(parent)
         new = children - found
     return found - {pid}
 

@@ -14,6 +14,7 @@ from emberpool_local.errors import EventInvalid, HandlerInvalid
 from emberpool_local.lambda_runtime import Environment, Fleet, HandlerNotLoaded
 
 from ..local_lambda import NewFleet, answer, wait_until
+from ..processes import is_running
 
 METHODS = ("process", "fork")
 
@@ -160,17 +161,10 @@ async def test_timeout_kills_the_environment_and_its_children(new_fleet: NewFlee
         outcome = await fleet.invoke(b"{}")
         pids = (tmp_path / "pids").read_text().split()
         assert len(pids) == 2
-        await wait_until("processes outlived the timeout", lambda: not any(is_alive(pid) for pid in pids))
+        await wait_until("processes outlived the timeout", lambda: not any(is_running(pid) for pid in pids))
         assert fleet.environments == ()
     assert (outcome.status, outcome.error_type) == ("timed_out", "Sandbox.Timedout")
     assert outcome.error_message == "Task timed out after 1.00 seconds"
-
-
-def is_alive(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,6 +15,7 @@ from emberpool_local.lambda_runtime import Environment, HandlerNotLoaded, Outcom
 from emberpool_local.lambda_runtime.process import RunningProcess
 
 from ..local_lambda import NewFleet, answer, wait_until
+from ..processes import children_of, is_running
 
 METHODS = ("process", "fork")
 WORKERS = 3
@@ -49,8 +50,7 @@ def states(environment: Environment) -> set[str]:
 
 
 def workers(environment: Environment) -> list[int]:
-    children = Path(f"/proc/{environment.pid}/task/{environment.pid}/children").read_text().split()
-    return [int(pid) for pid in children if is_running(int(pid))]
+    return [pid for pid in children_of(environment.pid) if is_running(pid)]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -151,13 +151,6 @@ async def test_handler_that_cannot_be_loaded_is_one_error(new_fleet: NewFleet) -
         with pytest.raises(HandlerNotLoaded, match="nothing_like_it"):
             await fleet.invoke(b"{}")
         assert fleet.environments == ()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("settings", [{"max_concurrency": 0}, {"max_concurrency": 2, "snapstart": True}])

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from emberpool_local.host.ports import free_port
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.settings import variable
+
+from ..processes import children_of, command_line, is_running
 
 DATABASE_USER, DATABASE_PASSWORD, DATABASE = "pool_user", 'pool "password" with \\ signs', "proxy_tests"
 CLIENT_USER, CLIENT_PASSWORD = "function", "client-password-of-43-characters-or-more-0123456789"
@@ -112,9 +114,8 @@ class Proxy:
     def agent_pid(self) -> int:
         """The agent: the supervisor's child that is not a PgBouncer."""
         for pid in self.children():
-            with suppress(FileNotFoundError):  # it has just ended
-                if b"\0agent\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return pid
+            if "agent" in command_line(pid):
+                return pid
         return 0
 
     def printed(self) -> str:
@@ -143,21 +144,9 @@ class Proxy:
         self._stack.close()
 
 
-def children_of(pid: int) -> set[int]:
-    """Process ids of a process's children, zombies among them."""
-    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
-
-
 def become_subreaper() -> None:
     """Adopt what descendants leave behind; the kernel keeps this over exec."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture(scope="session")

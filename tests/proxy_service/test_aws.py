@@ -10,7 +10,6 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -18,7 +17,7 @@ import pytest
 from emberpool_proxy.aws import AwsCalls
 from emberpool_proxy.errors import AwsCallFailed, SecretAlreadyWritten, SecretUnreadable
 
-from .conftest import children_of
+from ..processes import children_of, command_line
 from .simulated_aws import REGION, SimulatedAws, login, simulated_aws
 
 PASSWORD = "hush-password"
@@ -38,8 +37,7 @@ async def calls(aws: SimulatedAws) -> AsyncIterator[AwsCalls]:
 
 
 def children() -> set[int]:
-    commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in children_of(os.getpid())}
-    return {pid for pid, path in commands.items() if path.exists() and b"aws_call" in path.read_bytes()}
+    return {pid for pid in children_of(os.getpid()) if any("aws_call" in word for word in command_line(pid))}
 
 
 STAGES = ("AWSPREVIOUS", "AWSCURRENT", "AWSPENDING")

@@ -16,6 +16,7 @@ from psycopg import sql
 
 from emberpool_local.postgres.server import EmbeddedPostgres
 
+from ..processes import children_of
 from .conftest import (
     CLIENT_PASSWORD,
     CLIENT_USER,
@@ -23,7 +24,6 @@ from .conftest import (
     DATABASE_PASSWORD,
     DATABASE_USER,
     Proxy,
-    children_of,
     wait_until,
 )
 from .simulated_aws import SimulatedAws, login, simulated_aws

@@ -17,13 +17,13 @@ import pytest
 
 from emberpool_local.postgres.server import EmbeddedPostgres
 
+from ..processes import is_running
 from .conftest import (
     CLIENT_PASSWORD,
     DATABASE,
     DATABASE_PASSWORD,
     DATABASE_USER,
     Proxy,
-    is_running,
     wait_until,
 )
 

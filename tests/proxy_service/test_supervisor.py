@@ -13,7 +13,8 @@ import psycopg
 from emberpool_proxy.backoff import CRASHES_BEFORE_GIVING_UP, CrashLog
 from emberpool_proxy.pgbouncer.config import INI_FILE, LIMIT, RUNNING_INI_FILE
 
-from .conftest import Proxy, is_running, wait_until
+from ..processes import is_running
+from .conftest import Proxy, wait_until
 
 MakeProxy = Callable[..., Proxy]
 

@@ -17,7 +17,8 @@ import pytest
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.control import Beat, Channel, DropConnection, HoldConnection, Message
 
-from .conftest import BOUND_SECONDS, Proxy, is_running, wait_until
+from ..processes import is_running
+from .conftest import BOUND_SECONDS, Proxy, wait_until
 from .slot_sessions import eventually, locks_of, sessions
 
 MakeProxy = Callable[..., Proxy]
@@ -76,7 +77,7 @@ def sockets_to(database: EmbeddedPostgres, pid: int) -> set[str]:
     for path in Path(f"/proc/{pid}/fd").iterdir():
         try:
             opened.add(str(path.readlink()).removeprefix("socket:[").rstrip("]"))
-        except FileNotFoundError:  # closed meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # closed meanwhile
             continue
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return opened & {line[9] for line in lines if int(line[2].rsplit(":", 1)[1], 16) == database.port}

@@ -17,6 +17,7 @@ from emberpool_local.host.waiting import wait_until
 from emberpool_local.stack import LocalStack
 
 from ..local_lambda import fleet_of
+from ..processes import children_of, command_line
 
 HANDLER = """
 import emberpool
@@ -79,7 +80,7 @@ def _serves(stack: LocalStack) -> bool:
 def _endpoint(stack: LocalStack) -> int:
     """Return the process id of the endpoint."""
     supervisor = stack.proxy.child.pid
-    for child in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
-        if "data-endpoint" in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
-            return int(child)
+    for child in children_of(supervisor):
+        if "data-endpoint" in command_line(child):
+            return child
     raise AssertionError("there is no endpoint")

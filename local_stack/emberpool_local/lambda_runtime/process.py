@@ -56,7 +56,7 @@ class RunningProcess:
         AWS's runtime emulator sends it to the whole group. The process that waits for them would end by it at once,
         and with it the environment here.
         """
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # before the opening, or before the reading
             for worker in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
                 _terminate(int(worker))
 

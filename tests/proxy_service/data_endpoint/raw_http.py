@@ -15,7 +15,8 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from ..conftest import CLIENT_PASSWORD, CLIENT_USER, Proxy, children_of, wait_until
+from ...processes import children_of, command_line
+from ..conftest import CLIENT_PASSWORD, CLIENT_USER, Proxy, wait_until
 from .served import ARNS
 
 ANSWER_SECONDS = 20.0
@@ -62,7 +63,7 @@ class RawEndpoint:
     def pid(self) -> int:
         """Its process."""
         for pid in children_of(self.proxy.process.pid):
-            if b"\0data-endpoint\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if "data-endpoint" in command_line(pid):
                 return pid
         return 0
 

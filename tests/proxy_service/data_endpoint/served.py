@@ -14,7 +14,8 @@ from botocore.config import Config
 from emberpool_local.host.ports import free_port
 from emberpool_proxy.settings import variable
 
-from ..conftest import CLIENT_PASSWORD, CLIENT_USER, Proxy, children_of, wait_until
+from ...processes import children_of, command_line
+from ..conftest import CLIENT_PASSWORD, CLIENT_USER, Proxy, wait_until
 
 ARNS = {
     "resourceArn": "arn:aws:rds:us-east-1:123456789012:cluster:any",
@@ -86,9 +87,8 @@ def as_attempt(data: Any, invocation: str, attempt: int) -> None:
 def endpoint_pid(proxy: Proxy) -> int:
     """Return the endpoint's process id."""
     for pid in children_of(proxy.process.pid):
-        with open(f"/proc/{pid}/cmdline", "rb") as command:  # noqa: PTH123 (a line of its own)
-            if b"\0data-endpoint\0" in command.read():
-                return pid
+        if "data-endpoint" in command_line(pid):
+            return pid
     return 0
 
 
