@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,6 +24,11 @@ SNAP_START = "snap-start"
 EXTENSIONS_API = "/2020-01-01/extension"
 EXTENSION_NAME = "emberpool"  # Lambda shows it in the function's log
 REGISTRATION_SECONDS = 0.5  # about a millisecond is usual
+ASKS_AGAIN_SECONDS = (
+    0.05,
+    0.2,
+    1.0,
+)  # an extension that never asks for its next event keeps the function from starting
 
 _log = logging.getLogger(__name__)
 _restored = threading.Event()
@@ -137,17 +143,27 @@ def _run_extension(runtime_api: str, registered: threading.Event) -> None:
     import http.client  # noqa: PLC0415 (only on Lambda)
 
     try:
-        identifier = _registered_identifier(http.client.HTTPConnection(runtime_api, timeout=REGISTRATION_SECONDS))
-        registered.set()
-        # Lambda waits with the first invocation until every extension has asked for its next event. There is none
-        # for an extension without events, and no timeout: the environment may be frozen for hours meanwhile.
-        connection = http.client.HTTPConnection(runtime_api, timeout=None)
-        connection.request("GET", f"{EXTENSIONS_API}/event/next", headers={"Lambda-Extension-Identifier": identifier})
-        connection.getresponse()
+        # No timeout: a registration whose answer comes late is one. Lambda waits with the first invocation until every
+        # registered extension has asked for its next event, and ends the initialisation after 10 s.
+        identifier = _registered_identifier(http.client.HTTPConnection(runtime_api))
     except (OSError, ValueError, http.client.HTTPException) as error:
         _log.debug("no SIGTERM at the shutdown: %s: %s", type(error).__name__, error)
+        return
     finally:
         registered.set()
+    for pause_seconds in ASKS_AGAIN_SECONDS:
+        try:
+            # There is none for an extension without events; the environment may be frozen for hours meanwhile.
+            connection = http.client.HTTPConnection(runtime_api)
+            connection.request(
+                "GET", f"{EXTENSIONS_API}/event/next", headers={"Lambda-Extension-Identifier": identifier}
+            )
+            connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            _log.debug("asking for the extension's next event failed: %s: %s", type(error).__name__, error)
+            time.sleep(pause_seconds)
+        else:
+            return
 
 
 def _registered_identifier(connection: http.client.HTTPConnection) -> str:

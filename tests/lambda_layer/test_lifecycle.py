@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -13,9 +14,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from aiohttp import web
 
+from emberpool import lifecycle
 from emberpool import settings as names
 from emberpool_local.lambda_runtime import Environment, Fleet, HandlerNotLoaded
+from emberpool_local.lambda_runtime.extensions_api import ExtensionsApi
 from emberpool_local.postgres.server import EmbeddedPostgres
 
 from ..local_lambda import NewFleet, answer, wait_until
@@ -247,6 +251,43 @@ async def test_extensions_api_that_never_answers_does_not_hold_the_initialisatio
         output = await asyncio.to_thread(run, INITIALISES, AWS_LAMBDA_RUNTIME_API=address)
         released.set()
     assert output == "initialised\n"
+
+
+async def test_late_answer_to_the_registration_is_one(new_fleet: NewFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Lambda that answers after the layer has gone on waits for the extension, which asks for its event then.
+
+    On a loaded machine some environments of many were never ready: they were registered and did not know it.
+    """
+    answers = ExtensionsApi._register
+
+    async def late(api: ExtensionsApi, request: web.Request) -> web.Response:
+        response = await answers(api, request)
+        await asyncio.sleep(3 * lifecycle.REGISTRATION_SECONDS)
+        return response
+
+    monkeypatch.setattr(ExtensionsApi, "_register", late)
+    async with new_fleet(REGISTERS) as fleet:
+        answer(await fleet.invoke(b"{}"))
+        (environment,) = fleet.environments
+    assert environment.log_lines == ["discarded"]
+
+
+async def test_next_event_is_asked_for_again_when_lambda_hangs_up(
+    new_fleet: NewFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that breaks while the extension asks for its next event costs a moment, not the function."""
+    answers, asked = ExtensionsApi._next, itertools.count()
+
+    async def hangs_up_once(api: ExtensionsApi, request: web.Request) -> web.Response:
+        if next(asked) == 0:
+            request.transport.abort()
+            return web.Response()
+        return await answers(api, request)
+
+    monkeypatch.setattr(ExtensionsApi, "_next", hangs_up_once)
+    async with new_fleet(REGISTERS, init_timeout_seconds=10) as fleet:
+        answer(await fleet.invoke(b"{}"))
+    assert next(asked) == 2
 
 
 async def test_second_extension_of_the_same_name_is_refused_without_an_error(new_fleet: NewFleet) -> None:
