@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import psycopg
 import pytest
 
+from emberpool.opening import SHORTEST_PAUSE_SECONDS
 from emberpool_local.postgres.server import EmbeddedPostgres
 
 from .conftest import DATABASE, DATABASE_PASSWORD, DATABASE_USER, Proxy, wait_until
@@ -53,7 +54,10 @@ class Ledger:
 
 @contextmanager
 def writers(proxy: Proxy) -> Iterator[Ledger]:
-    """Clients that each write row after row, and go on after an error as the layer does: with a new connection."""
+    """Clients that each write row after row, and go on after an error as the layer does.
+
+    With a new connection after the layer's shortest pause: without one they would count how fast the machine is.
+    """
     ledger, stop = Ledger(), threading.Event()
 
     def write() -> None:
@@ -71,6 +75,7 @@ def writers(proxy: Proxy) -> Iterator[Ledger]:
                 if connection:
                     connection.close()
                 connection = None
+                stop.wait(SHORTEST_PAUSE_SECONDS)
         if connection:
             connection.close()
 
