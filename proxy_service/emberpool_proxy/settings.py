@@ -1,94 +1,51 @@
-"""What the proxy reads from its container's environment: names, defaults and ranges.
+"""What the proxy reads from its container's environment: names, defaults and help.
 
-Owns the one table of `EMBERPOOL_PROXY_*` variables. `emberpool_cdk` imports it to write them into the task
-definition, so only the standard library is imported here. Opens nothing.
+Owns the one table of `EMBERPOOL_PROXY_*` variables; what they may be is in `settings_checks`. `emberpool_cdk` imports
+it to write them into the task definition, so only the standard library is imported here. Opens nothing.
 """
 
 from __future__ import annotations
 
 import difflib
-import ipaddress
-import itertools
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-PREFIX = "EMBERPOOL_PROXY_"
+from emberpool_proxy.settings_checks import (
+    AGENT_CONNECTIONS,
+    EVERY_ADDRESS,
+    LONGEST_SERVER_PASSWORD_BYTES,
+    PLAIN_NAME,
+    PREFIX,
+    RANGES,
+    RESERVED_NAMES,
+    SettingsInvalid,
+    check,
+    is_loopback,
+    variable,
+)
+
+__all__ = [
+    "AGENT_CONNECTIONS",
+    "CLIENT_PORT",
+    "DATA_PORT",
+    "EVERY_ADDRESS",
+    "HEALTH_PORT",
+    "LONGEST_SERVER_PASSWORD_BYTES",
+    "PLAIN_NAME",
+    "PREFIX",
+    "RANGES",
+    "RESERVED_NAMES",
+    "ProxySettings",
+    "SettingsInvalid",
+    "variable",
+]
 
 CLIENT_PORT = 6432  # PgBouncer's own
 HEALTH_PORT = 8080
 DATA_PORT = 8443  # of the data endpoint, where there is one
-EVERY_ADDRESS = "*"  # of this machine, IPv4 and IPv6: PgBouncer's own word
-SERVER_TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
-CLIENT_TLS_MODES = ("require", "disable")
-# PgBouncer's ini has no escape for these, and every name of ours goes into it.
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")  # PgBouncer takes no longer database names
-HOST_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
-PARAMETER_NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*(, ?[A-Za-z_][A-Za-z0-9_.]*)*")
-MEMBER = re.compile(r"[A-Za-z0-9_.:\[\]-]+:[0-9]{1,5}")
-TLS_NAME = re.compile(r"[A-Za-z0-9_.:*-]{1,253}")  # a DNS name or an address
-RESERVED_NAMES = ("pgbouncer", "emberpool_agent")
-# Of each task of a fleet, beside its pools': the control connection, and one login to see how the database is.
-AGENT_CONNECTIONS = 2
-LONGEST_SERVER_PASSWORD_BYTES = 2047  # PgBouncer 1.24 and 1.25 fail on longer ones
-
-
-# (field, lowest, highest)
-RANGES: tuple[tuple[str, float, float], ...] = (
-    ("database_port", 1, 65535),
-    ("client_port", 1, 65535),
-    ("health_port", 1, 65535),
-    ("database_probe_seconds", 0.05, 60),
-    ("database_check_seconds", 0.1, 300),
-    ("max_connections_per_client_user", 0, 100_000),
-    ("credentials_check_seconds", 1, 86_400),
-    ("pgbouncer_processes", 1, 32),
-    ("max_server_connections", 1, 10_000),
-    ("most_tasks_alive", 1, 2_000),
-    ("floor_connections", 1, 1_000),
-    ("reserved_connections", 0, 10_000),
-    ("max_client_connections", 1, 100_000),
-    ("query_wait_seconds", 0.5, 900),
-    ("server_idle_seconds", 1, 86_400),
-    ("query_timeout_seconds", 0, 86_400),
-    ("client_login_seconds", 1, 900),
-    ("idle_transaction_seconds", 0, 86_400),
-    ("agent_tick_seconds", 0.1, 60),
-    ("balancer_notice_seconds", 0, 100),
-    ("fleet_check_seconds", 0.1, 60),
-    ("drain_seconds", 0, 110),
-    ("data_port", 0, 65535),
-    ("data_statement_seconds", 0.1, 900),
-    ("data_response_bytes", 1024, 64 * 1024 * 1024),
-    ("data_request_bytes", 65_536, 64 * 1024 * 1024),
-    ("data_header_seconds", 0.1, 3600),
-    ("data_body_seconds", 0.1, 900),
-    ("data_transaction_idle_seconds", 1, 3600),
-    ("data_transaction_seconds", 1, 86_400),
-    ("data_most_transactions", 0, 10_000),
-    ("data_requests_per_second", 0, 1_000_000),
-    ("data_most_concurrent", 1, 10_000),
-    ("data_most_sessions", 1, 10_000),
-    ("stop_seconds", 1, 115),
-)
-CHOICES = {
-    "database_auth": ("password", "iam"),
-    "database_must_be_writable": ("yes", "no"),
-    "server_tls_mode": SERVER_TLS_MODES,
-    "server_tls_unverified": ("refused", "accepted"),
-    "client_tls_mode": CLIENT_TLS_MODES,
-    "data_tls_mode": CLIENT_TLS_MODES,
-    "reset_policy": ("tracked", "always"),
-    "metrics_emf": ("on", "off"),
-    "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
-}
-
-
-class SettingsInvalid(ValueError):  # noqa: N818 (named by what to do, as all errors of emberpool)
-    """A setting is missing, unknown or out of range: mend the environment variable that it names."""
 
 
 def _help(text: str) -> dict[str, str]:
@@ -265,149 +222,7 @@ class ProxySettings:
     log_level: str = field(default="INFO", metadata=_help("DEBUG, INFO, WARNING or ERROR"))
 
     def __post_init__(self) -> None:
-        _check_pattern("database_name", self.database_name, PLAIN_NAME)
-        _check_pattern("run_as_user", self.run_as_user, PLAIN_NAME)
-        _check_pattern("budget_name", self.budget_name, PLAIN_NAME)
-        for name in ("database_user", "client_user", "budget_database"):
-            if getattr(self, name):
-                _check_pattern(name, getattr(self, name), PLAIN_NAME)
-        _check_pattern("tracked_parameters", self.tracked_parameters, PARAMETER_NAMES)
-        _check_pattern("database_host", self.database_host, HOST_NAME)
-        if self.listen_host != EVERY_ADDRESS:
-            _check_pattern("listen_host", self.listen_host, HOST_NAME)
-        for name in ("advertised_host", "fleet_name"):
-            if getattr(self, name):
-                _check_pattern(name, getattr(self, name), HOST_NAME)
-        for name, lowest, highest in RANGES:
-            _check_range(name, getattr(self, name), lowest, highest)
-        for name, choices in CHOICES.items():
-            _check_choice(name, getattr(self, name), choices)
-        self._check_database_login()
-        self._check_clients()
-        self._check_fleet()
-        self._check_tls()
-        self._check_together()
-
-    def _check_database_login(self) -> None:
-        sources = ("database_password", "database_password_file", "database_secret_arn")
-        given = [name for name in sources if getattr(self, name)]
-        if self.database_auth == "iam":
-            if given and given != ["database_secret_arn"]:
-                raise SettingsInvalid(f"{variable(given[0])} must not be set when {variable('database_auth')} is iam")
-            if self.server_tls_mode == "disable":
-                raise SettingsInvalid(
-                    f"{variable('server_tls_mode')} must not be disable when {variable('database_auth')} is iam: "
-                    "RDS takes IAM tokens over TLS only"
-                )
-        elif len(given) != 1:
-            raise SettingsInvalid(
-                f"set exactly one of {', '.join(map(variable, sources))}, got "
-                f"{' and '.join(map(variable, given)) or 'none'}"
-            )
-        if not (self.database_user or self.database_secret_arn):
-            raise SettingsInvalid(f"{variable('database_user')} must be set: role that the pool uses")
-        if self.database_password:
-            _check_secret("database_password", self.database_password)
-            if len(self.database_password.encode()) > LONGEST_SERVER_PASSWORD_BYTES:
-                raise SettingsInvalid(
-                    f"{variable('database_password')} must have at most {LONGEST_SERVER_PASSWORD_BYTES} bytes, "
-                    f"got {len(self.database_password.encode())}: PgBouncer cannot send longer ones"
-                )
-
-    def _check_clients(self) -> None:
-        if not (self.client_user or self.client_secret_arn or self.clients):
-            raise SettingsInvalid(
-                f"set one of {variable('client_secret_arn')}, {variable('clients')} and (for local use) "
-                f"{variable('client_user')} with {variable('client_password')}: nobody could log in"
-            )
-        if self.client_user and self.client_secret_arn:
-            raise SettingsInvalid(
-                f"set only one of {variable('client_user')} and {variable('client_secret_arn')}, got both"
-            )
-        if self.client_user:
-            _check_secret("client_password", self.client_password)
-
-    def _check_fleet(self) -> None:
-        if self.fleet_name and self.fleet_members:
-            raise SettingsInvalid(f"set only one of {variable('fleet_name')} and {variable('fleet_members')}, got both")
-        for member in filter(None, map(str.strip, self.fleet_members.split(","))):
-            if not MEMBER.fullmatch(member):
-                raise SettingsInvalid(
-                    f"{variable('fleet_members')} must be host:health_port,host:health_port,..., got {member!r}"
-                )
-
-    def _check_tls(self) -> None:
-        is_weak = self.server_tls_mode != "verify-full" and not self.is_database_local
-        if is_weak and self.server_tls_unverified != "accepted":
-            raise SettingsInvalid(
-                f"{variable('server_tls_mode')} is {self.server_tls_mode}, so that nobody would verify that "
-                f"{self.database_host} is the database: leave it at verify-full, with the CA bundle in "
-                f"{variable('server_tls_ca_file')}; or set {variable('server_tls_unverified')} to accepted"
-            )
-        for name in filter(None, map(str.strip, self.client_tls_host_names.split(","))):
-            _check_pattern("client_tls_host_names", name, TLS_NAME)
-
-    def _check_together(self) -> None:
-        if self.client_user and self.client_user == self.database_user:
-            raise SettingsInvalid(
-                f"{variable('client_user')} must differ from {variable('database_user')}, got {self.client_user!r} "
-                "for both: the database's own user never logs in at the proxy"
-            )
-        if self.database_name in RESERVED_NAMES or self.client_user in RESERVED_NAMES:
-            raise SettingsInvalid(
-                f"{variable('database_name')} and {variable('client_user')} must not be one of "
-                f"{', '.join(RESERVED_NAMES)}: those are the admin console's"
-            )
-        ports = {"client_port": self.client_port, "health_port": self.health_port, "data_port": self.data_port}
-        for (one, port), (other, same) in itertools.combinations(ports.items(), 2):
-            if port == same:
-                raise SettingsInvalid(f"{variable(one)} and {variable(other)} must differ, got {port}")
-        self._check_data_endpoint()
-        if bool(self.client_tls_cert_file) != bool(self.client_tls_key_file):
-            raise SettingsInvalid(
-                f"set both or none of {variable('client_tls_cert_file')} and {variable('client_tls_key_file')}"
-            )
-        certificates = ("client_tls_cert_file", "client_tls_secret_arn", "client_ca_secret_arn")
-        given = [variable(name) for name in certificates if getattr(self, name)]
-        if len(given) > 1:
-            raise SettingsInvalid(f"set at most one of {', '.join(map(variable, certificates))}, got {len(given)}")
-        self._check_budget()
-        if self.balancer_notice_seconds + self.drain_seconds >= self.stop_seconds:
-            raise SettingsInvalid(
-                f"{variable('balancer_notice_seconds')} and {variable('drain_seconds')} together must be below "
-                f"{variable('stop_seconds')} ({self.stop_seconds}), "
-                f"got {self.balancer_notice_seconds} and {self.drain_seconds}"
-            )
-
-    def _check_data_endpoint(self) -> None:
-        if not self.data_port:
-            return
-        if self.data_tls_mode == "disable" and not _is_loopback(self.listen_host):
-            raise SettingsInvalid(
-                f"{variable('data_tls_mode')} must be require unless {variable('listen_host')} is a loopback address, "
-                f"got {self.listen_host!r}: whoever reads a request can send it again"
-            )
-        if self.data_tls_mode == "require" and self.client_tls_mode == "disable":
-            raise SettingsInvalid(
-                f"{variable('data_tls_mode')} is require, so {variable('client_tls_mode')} must be, too: the data "
-                "endpoint has its certificate"
-            )
-
-    def _check_budget(self) -> None:
-        if self.floor < self.pgbouncer_processes:
-            limit = "floor_connections" if self.shares_budget else "max_server_connections"
-            raise SettingsInvalid(
-                f"{variable(limit)} must be at least {variable('pgbouncer_processes')} "
-                f"({self.pgbouncer_processes}), so that each process has one, got {self.floor}"
-            )
-        if self.shared_slots < 0:
-            raise SettingsInvalid(
-                f"the budget is below the floors: {variable('most_tasks_alive')} {self.most_tasks_alive} x "
-                f"({variable('floor_connections')} {self.floor_connections} + {AGENT_CONNECTIONS} of its agent) = "
-                f"{self.most_tasks_alive * (self.floor_connections + AGENT_CONNECTIONS)}, but "
-                f"{variable('max_server_connections')} is {self.max_server_connections}: raise it, or have fewer tasks "
-                "or a lower floor"
-            )
+        check(self)
 
     @property
     def shares_budget(self) -> bool:
@@ -431,7 +246,7 @@ class ProxySettings:
         """Whether the database is on this machine, where nobody stands in between."""
         if self.database_host.startswith("/"):
             return True
-        return _is_loopback(self.database_host)
+        return is_loopback(self.database_host)
 
     @property
     def run_path(self) -> Path:
@@ -469,41 +284,9 @@ class ProxySettings:
         return cls(**given)
 
 
-def variable(field_name: str) -> str:
-    """Return the environment variable of a field of ProxySettings."""
-    return PREFIX + field_name.upper()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _converted(name: str, raw: str, convert: Callable[[str], Any]) -> Any:
     try:
         return convert(raw)
     except ValueError:
         kind = "a whole number" if convert is int else "a number"
         raise SettingsInvalid(f"{name} must be {kind}, got {raw!r}") from None
-
-
-def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:
-        raise SettingsInvalid(f"{variable(name)} must be between {lowest} and {highest}, got {value}")
-
-
-def _check_secret(name: str, value: str) -> None:
-    if not value or not value.isascii() or not value.isprintable():
-        raise SettingsInvalid(f"{variable(name)} must be set and hold printable ASCII only (its value is not shown)")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise SettingsInvalid(f"{variable(name)} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_pattern(name: str, value: str, pattern: re.Pattern[str]) -> None:
-    if not pattern.fullmatch(value):
-        raise SettingsInvalid(f"{variable(name)} must match {pattern.pattern}, got {value!r}")
