@@ -217,7 +217,7 @@ def test_server_soon_notices_a_task_that_vanished(request: pytest.FixtureRequest
     with connected(request.getfixturevalue(policy)) as client:
         for _ in range(2):  # before and after a reset
             found = [seen(client, f"show {name}") for name in KEEPALIVES]
-            assert found == ["5", "2", "3", "10000", "500ms"]
+            assert found == ["5", "2", "3", "10000", "50ms"]
 
 
 def test_connect_query_leaves_out_what_an_older_server_lacks(database: EmbeddedPostgres) -> None:

@@ -34,7 +34,7 @@ class Timing:
     server_idle: float = 2.0  # server_idle_timeout
     login_retry: float = 0.5  # server_login_retry
     connect_timeout: float = 3.0
-    orphan_check: float = 0.5  # client_connection_check_interval: a busy backend of a dead PgBouncer ends within it
+    orphan_check: float = 0.05  # client_connection_check_interval: a busy backend of a dead PgBouncer ends within it
     question_deadline: float = 12.0  # the client's side of the control connection
     vanished_pool: float = 11.0  # the database's keepalives on the pools' connections
     vanished_session: float = 30.0  # and on control connections

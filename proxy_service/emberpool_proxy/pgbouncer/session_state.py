@@ -11,8 +11,9 @@ from __future__ import annotations
 from emberpool_proxy.settings import ProxySettings
 
 # A backend whose PgBouncer is gone, or whose client gave up, would otherwise run its statement to the end: a
-# connection that no PgBouncer counts.
-ORPHANS_END_AFTER_MS = 500
+# connection that no PgBouncer counts, and for which PgBouncer opens another one at once. A look is one poll() of the
+# backend's own socket, only while a statement runs.
+ORPHANS_END_AFTER_MS = 50
 # Of a task that vanished without a word the backends must end before its control connection's does (30 s there), for
 # that one's locks are the right to them: 5 + 3 x 2 s when idle, and 10 s for an answer that nobody acknowledges.
 _AT_CONNECT = (
