@@ -45,6 +45,7 @@ class Health:
     """
 
     is_answering: bool = False
+    is_working: bool = False  # it answers, or has too much to do for that: no reason to end this task
     is_draining: bool = False
     restarts: int = 0
     agent_restarts: int = 0
@@ -71,7 +72,7 @@ class Health:
 
     def reason_not_healthy(self) -> str | None:
         """Return why this task cannot serve, or None."""
-        return None if self.is_answering else NOT_ANSWERING
+        return None if self.is_answering or self.is_working else NOT_ANSWERING
 
     def warnings(self) -> list[str]:
         """Return what somebody should do about this task although it serves."""

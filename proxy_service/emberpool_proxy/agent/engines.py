@@ -31,6 +31,7 @@ class Engine:
     restarts: int = 0
     console: AdminConsole | None = None
     silences: int = 0  # ticks in a row without an answer
+    idle_silences: int = 0  # of those, the last ones in a row in which it did not work either
     is_prepared: bool = False  # everybody who asked for it has seen it before its first client
 
 
@@ -52,6 +53,13 @@ class Engines:
     def are_answering(self) -> bool:
         """Whether every process has a console that answered last."""
         return all(engine.console is not None and engine.is_prepared and not engine.silences for engine in self.all)
+
+    @property
+    def are_working(self) -> bool:
+        """Whether every process answered last, or has too much work to answer."""
+        return all(
+            engine.console is not None and engine.is_prepared and not engine.idle_silences for engine in self.all
+        )
 
     @property
     def have_ended(self) -> bool:
@@ -84,7 +92,8 @@ class Engines:
             engine.restarts = state.restarts
             if state.pid == engine.pid:
                 continue
-            engine.pid, engine.console, engine.silences, engine.is_prepared = state.pid, None, 0, False
+            engine.pid, engine.console, engine.is_prepared = state.pid, None, False
+            engine.silences = engine.idle_silences = 0
             if running := self._attaching.pop(engine.index, None):
                 running.cancel()
             if state.pid:
