@@ -33,6 +33,7 @@ from emberpool_proxy.agent.slots import Slots
 from emberpool_proxy.agent.state_file import AgentState
 from emberpool_proxy.agent.stuck_cancels import move_stuck_cancels
 from emberpool_proxy.agent.version_check import VersionCheck
+from emberpool_proxy.agent.wall_clock import watch_wall_clock
 from emberpool_proxy.agent.watch import watch_engines
 from emberpool_proxy.aws import AwsCalls
 from emberpool_proxy.credentials.client_specs import client_specs
@@ -162,6 +163,7 @@ class Pool:
             self._budget.run(),
             self._database_watch.run(),
             self._database_authorities.run(),
+            watch_wall_clock(self._settings.agent_tick_seconds, self._clock_went_back),
             self._telemetry.run(),
             self._keep_gauges(),
         )
@@ -277,6 +279,9 @@ class Pool:
 
     async def _new_refusals(self, rows: tuple[str, ...]) -> None:
         await self._rendering.change(self._engines, lambda known: replace(known, rejected=rows))
+
+    async def _clock_went_back(self) -> None:
+        await self._rendering.respell_database_host(self._engines)
 
     def _probe_login(self) -> tuple[str, str]:
         snapshot = self._rendering.known.snapshot

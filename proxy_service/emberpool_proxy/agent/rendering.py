@@ -15,6 +15,7 @@ from types import MappingProxyType
 import psycopg
 
 from emberpool_proxy.agent.engines import Engine, Engines
+from emberpool_proxy.agent.wall_clock import respelled
 from emberpool_proxy.credentials.snapshot import Snapshot
 from emberpool_proxy.errors import RunFolderUnusable
 from emberpool_proxy.log import logger
@@ -46,7 +47,8 @@ class Known:
 
     Without a `snapshot` nothing is written: an agent that started again may not reach its secrets yet, and what its
     predecessor wrote is better than nothing. `running` is what each process was told since it started, as far as it is
-    known: of a process that is missing it is not.
+    known: of a process that is missing it is not. `database_host` is the spelling of the database's name that is in
+    use; empty: the settings'.
     """
 
     snapshot: Snapshot | None = None
@@ -55,6 +57,7 @@ class Known:
     peers: tuple[Peer, ...] = ()
     rejected: tuple[str, ...] = ()
     running: Mapping[int, RunningTerms] = field(default_factory=lambda: MappingProxyType({}))
+    database_host: str = ""
 
 
 class Rendering:
@@ -119,6 +122,18 @@ class Rendering:
             await asyncio.gather(*(self._reload(engine) for engine in engines.all if engine.index in self._unread))
             return not self._unread
 
+    async def respell_database_host(self, engines: Engines) -> bool:
+        """Have every PgBouncer resolve the database's name anew, whatever it has cached; return whether all do.
+
+        They get a name that differs in upper and lower case only: another one to the cache, the same to DNS and TLS.
+        """
+        if self._settings.database_host.startswith("/"):
+            return True  # a socket's folder: nothing is resolved
+        return await self.change(
+            engines,
+            lambda known: replace(known, database_host=respelled(known.database_host or self._settings.database_host)),
+        )
+
     # --- what a process was told since it started
 
     def forget_ended(self, engines: Iterable[Engine]) -> None:
@@ -142,6 +157,10 @@ class Rendering:
         """Take over the limits that `engine` says it has: an agent before this one gave them."""
         rows = [row for row in rows if not row.is_console]
         self._entries = {row.name: row.force_user for row in rows}
+        if rows and rows[0].host.lower() == self._settings.database_host.lower():
+            self._known = replace(
+                self._known, database_host=rows[0].host
+            )  # an agent before this one may have respelled
         terms = RunningTerms(limits={row.name: row.max_connections or row.pool_size for row in rows})
         if earlier := self._known.running.get(engine.index):
             terms = replace(terms, settings=earlier.settings)
@@ -219,7 +238,7 @@ class Rendering:
     def _running_files(self, index: int) -> dict[str, str | bytes]:
         terms = self._known.running.get(index)
         if self._known.snapshot is None:
-            text = render_databases(self._settings, self._entries, terms or RunningTerms())
+            text = render_databases(self._settings, self._entries, terms or RunningTerms(), self._known.database_host)
             return {RUNNING_DATABASES_FILE: text} if self._entries else {}
         files = self._files(index, self._known.snapshot)
         return {name: files[name] for name in RUNNING_FILES}
@@ -229,7 +248,15 @@ class Rendering:
         peer_id = known.first_peer_id + index if known.first_peer_id else 0
         identity = EngineIdentity(index, peer_id, self._agent_verifier)
         files: dict[str, str | bytes] = dict(
-            render(self._settings, snapshot, identity, known.peers, known.rejected, known.running.get(index)).files
+            render(
+                self._settings,
+                snapshot,
+                identity,
+                known.peers,
+                known.rejected,
+                known.running.get(index),
+                known.database_host,
+            ).files
         )
         if known.certificate:
             files |= {CERTIFICATE_FILE: known.certificate.certificate_pem, KEY_FILE: known.certificate.key_pem}

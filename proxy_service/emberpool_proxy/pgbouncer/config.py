@@ -105,10 +105,12 @@ def render(
     peers: tuple[Peer, ...] = (),
     rejected: tuple[str, ...] = (),
     terms: RunningTerms | None = None,
+    database_host: str = "",
 ) -> RenderedConfig:
     """Return the files of one PgBouncer process; their paths are below its folder.
 
-    `rejected` are hba rows that come before all that let somebody in. Raises SettingsInvalid when there are too few
+    `rejected` are hba rows that come before all that let somebody in. `database_host` is another spelling of the
+    settings'. Raises SettingsInvalid when there are too few
     server connections for so many roles.
     """
     _check_room(settings, len(snapshot.entries))
@@ -120,19 +122,21 @@ def render(
             RUNNING_INI_FILE: _ini(settings, identity, snapshot, RUNNING_DATABASES_FILE, running),
             AUTH_FILE: _auth_file(snapshot, identity.agent_verifier),
             HBA_FILE: _hba(settings, snapshot, rejected),
-            DATABASES_FILE: render_databases(settings, entries, starting),
-            RUNNING_DATABASES_FILE: render_databases(settings, entries, running),
+            DATABASES_FILE: render_databases(settings, entries, starting, database_host),
+            RUNNING_DATABASES_FILE: render_databases(settings, entries, running, database_host),
             PEERS_FILE: _peers(identity, peers),
             **({DATA_KEYS_FILE: _data_keys(snapshot)} if settings.data_port and not identity.index else {}),
         }
     )
 
 
-def render_databases(settings: ProxySettings, entries: Mapping[str, str], terms: RunningTerms) -> str:
+def render_databases(
+    settings: ProxySettings, entries: Mapping[str, str], terms: RunningTerms, database_host: str = ""
+) -> str:
     """Return the text of [databases] for `entries`, the role of each by its name. There is no secret in it."""
     # No password here: with `password=` and SCRAM verifiers for clients the server login fails (1.24, 1.25).
     return "".join(
-        f"{entry} = host={settings.database_host} port={settings.database_port} "
+        f"{entry} = host={database_host or settings.database_host} port={settings.database_port} "
         f"dbname={settings.database_name} user={role} {_entry_limits(entry, len(entries), terms)}"
         f"{connect_query_option()}\n"
         for entry, role in sorted(entries.items())
