@@ -23,6 +23,10 @@ demo: local ## show the problem and the cure on this machine (ARGS="--json" …)
 up: local ## run PostgreSQL and the proxy here until Ctrl-C (ARGS="--proxy-port 6432" …)
 	@$(BIN)/emberpool up $(ARGS)
 
+.PHONY: chaos
+chaos: dev ## let faults happen to the real parts under load, and judge (ARGS="--seed 7 --each" …)
+	@$(BIN)/emberpool chaos $(ARGS)
+
 .PHONY: test
 test: dev node ## run every test (ARGS="-k budget" …)
 	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
@@ -56,14 +60,15 @@ deploy-local: dev node ## run the real cdk bootstrap and deploy against a simula
 	@$(BIN)/emberpool deploy-local $(ARGS)
 
 .PHONY: bench
-bench: bench-layer bench-proxy bench-fleet bench-data ## measure against what a user would pick instead, as ratios: all benchmarks
+bench: dev ## measure against what a user would pick instead: all benchmarks, one page (ARGS="--quick" …)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: bench-layer
-bench-layer: dev ## measure the layer: warm path, cold start, import (ARGS="--json FILE" …)
+bench-layer: dev ## measure the layer: warm path, cold start, import (ARGS="--page FILE" …)
 	@$(BIN)/python -m benchmarks.layer $(ARGS)
 
 .PHONY: bench-proxy
-bench-proxy: dev ## measure the proxy: throughput, logins, memory, start (ARGS="--output FILE" …)
+bench-proxy: dev ## measure one task: overhead, cold-start storms, recovery, the agent (ARGS="--only recovery" …)
 	@$(BIN)/python -m benchmarks.proxy $(ARGS)
 
 .PHONY: bench-fleet
@@ -73,6 +78,18 @@ bench-fleet: dev ## measure tasks that share one budget: reaction, skew, cost (A
 .PHONY: bench-data
 bench-data: dev ## measure the data endpoint: latency, CPU, memory (ARGS="--only memory" …)
 	@$(BIN)/python -m benchmarks.data $(ARGS)
+
+.PHONY: bench-path
+bench-path: dev ## measure invocations over a network delay: naive, warm only, emberpool (ARGS="--page FILE" …)
+	@$(BIN)/python -m benchmarks.whole_path $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: dev ## simulate the slots of 500 tasks and 100,000 environments (ARGS="--tasks 1000" …)
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
+
+.PHONY: bench-cost
+bench-cost: dev ## compute dollars a month against RDS Proxy and the RDS Data API (ARGS="--page FILE" …)
+	@$(BIN)/python -m benchmarks.cost $(ARGS)
 
 .PHONY: docs
 docs: dev ## write the generated pages of docs/ again

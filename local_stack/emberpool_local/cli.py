@@ -21,6 +21,8 @@ from emberpool_local.errors import LocalStackError, PromiseBroken
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+PIPE_WIDTH = 160  # characters of a table in a file, where no window is too narrow
+WRITTEN_FILE = click.Path(dir_okay=False, path_type=Path)
 EVENT_HELP = "file with the event, as JSON; - reads standard input"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -218,9 +220,6 @@ def up(
     from emberpool_local.stack import LocalStack, check_tasks  # noqa: PLC0415
     from emberpool_local.up import run_until_stopped  # noqa: PLC0415
 
-    def tell(text: str) -> None:
-        click.echo(text, err=True)
-
     with _clear_errors(debug):
         check_limits(max_connections, max_server_connections)
         check_tasks(tasks, max_server_connections)
@@ -229,11 +228,11 @@ def up(
             max_server_connections,
             postgres_port,
             proxy_port,
-            progress=tell,
+            progress=_tell,
             tasks=tasks,
             has_data_endpoint=True,
         )
-        run_until_stopped(stack, lambda description: _show_running(description, tasks), tell)
+        run_until_stopped(stack, lambda description: _show_running(description, tasks), _tell)
 
 
 @cli.command()
@@ -291,6 +290,76 @@ def fleet(debug: bool, url: str | None, as_json: bool, watch_seconds: float | No
         show_fleet(Console(highlight=False), url, as_json, watch_seconds)
 
 
+def _chaos_options(command: Command) -> Command:
+    from emberpool_local.lab import options as lab  # noqa: PLC0415 (only for its defaults, and `--help` stays quick)
+
+    options = (
+        click.option(
+            "--seconds",
+            type=click.FloatRange(1, 86_400),
+            default=lab.SECONDS,
+            show_default=True,
+            callback=_check_finite,
+            help="How long faults of chance go on.",
+        ),
+        click.option("--seed", type=click.IntRange(0), help="What the run is made of (default: one that is printed)."),
+        click.option("--fault", "faults", multiple=True, metavar="NAME", help="Only this fault, once; repeatable."),
+        click.option("--each", is_flag=True, help="Every fault once, in the order of the list."),
+        click.option(
+            "--environments",
+            type=click.IntRange(1, lab.MOST_ENVIRONMENTS),
+            default=lab.ENVIRONMENTS,
+            show_default=True,
+            help="Execution environments at work.",
+        ),
+        click.option(
+            "--tasks",
+            type=click.IntRange(lab.FEWEST_TASKS, lab.MOST_TASKS),
+            default=lab.TASKS,
+            show_default=True,
+            help="Tasks of the proxy.",
+        ),
+        click.option(
+            "--network",
+            type=click.Choice(["namespaces", "loopback"]),
+            help="How ways are cut: with packets, as root, or with relays (default: packets where they can be had).",
+        ),
+        click.option("--list", "is_list", is_flag=True, help="List the faults and what must hold in each."),
+        click.option("--json", "json_file", type=WRITTEN_FILE, help="Write the result to this file as JSON."),
+        click.option(
+            "--page",
+            type=WRITTEN_FILE,
+            default="emberpool-chaos.html",
+            show_default=True,
+            help="Where the page with the time line is written.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_chaos_options
+@click.pass_obj
+def chaos(debug: bool, /, is_list: bool, json_file: Path | None, page: Path, **asked: Any) -> None:
+    """Break the real parts one after the other under load, and prove that every promise holds.
+
+    Exits with 1 when one does not; the seed that is printed makes the same run again.
+    """
+    from emberpool_local.lab.command import list_faults, options_of, run_command  # noqa: PLC0415
+
+    with _clear_errors(debug):
+        if is_list:
+            list_faults(Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH))
+            return
+        options = options_of(**asked)
+        for file in filter(None, (page, json_file)):
+            _check_page_can_be_written(file, "--page" if file is page else "--json")
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        run_command(options, json_file=json_file, page=page, console=console, tell=_tell)
+
+
 @cli.command("deploy-local")
 @click.option("--keep", is_flag=True, help="Wait for Ctrl-C before the stacks are destroyed.")
 @click.option("--context", "-c", multiple=True, metavar="NAME=VALUE", help="A context value of the app; repeatable.")
@@ -303,16 +372,20 @@ def deploy_local(debug: bool, keep: bool, context: tuple[str, ...]) -> None:
         run(keep, context=context)
 
 
+def _tell(text: str) -> None:
+    click.echo(text, err=True)
+
+
 def _event(event_file: Any) -> bytes:
     return bytes(event_file.read()) if event_file else b"{}"
 
 
-def _check_page_can_be_written(path: Path) -> None:
+def _check_page_can_be_written(path: Path, option: str = "--output") -> None:
     """Raise PageNotWritable now rather than after a minute of work."""
     from emberpool_local.report.page import PageNotWritable  # noqa: PLC0415
 
     if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PageNotWritable(f"the page {path} cannot be written", "name another file with --output")
+        raise PageNotWritable(f"the file {path} cannot be written", f"name another file with {option}")
 
 
 def _show_result(result: Any, output: Path, as_json: bool, broken: list[str]) -> None:

@@ -11,7 +11,9 @@ LocalStackError
     EventInvalid            the event is not JSON
     InvocationFailed        the handler raised, timed out or its process ended
     DeployUnavailable       node, npm or cdk is missing or failed
-    PromiseBroken           the demo did not show what it promises
+    FaultUnknown            the failure lab has no fault of this name
+    NetworkUnavailable      the machine does not give the failure lab the network that was asked for
+    PromiseBroken           the demo did not show what it promises, or the failure lab found a violation
 """
 
 from __future__ import annotations
@@ -66,5 +68,13 @@ class DeployUnavailable(LocalStackError):  # noqa: N818
     """Node.js, npm or the cdk command is missing or failed."""
 
 
+class FaultUnknown(LocalStackError):  # noqa: N818
+    """The failure lab has no fault of this name."""
+
+
+class NetworkUnavailable(LocalStackError):  # noqa: N818
+    """The machine does not give the failure lab the network that was asked for."""
+
+
 class PromiseBroken(LocalStackError):  # noqa: N818
-    """The demo did not show what it promises."""
+    """The demo did not show what it promises, or the failure lab found a violation."""

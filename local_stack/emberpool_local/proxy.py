@@ -13,7 +13,7 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -56,9 +56,10 @@ class LocalProxy:
     """The proxy in front of `database`: with LocalProxy(access) as proxy.
 
     `settings` are further fields of ProxySettings and win over ours, `listen_host`, `health_port` and
-    `client_password` among them. open() raises ProxyUnavailable when it does not
-    become ready, PortTaken when `client_port` is given but taken, and what find_pgbouncer() raises. The constructor
-    opens nothing.
+    `client_password` among them; an empty one leaves a setting out. `launcher` makes the command line that runs the
+    proxy elsewhere, in a namespace for example, and `environment` wins over what it inherits. open() raises
+    ProxyUnavailable when it does not become ready, PortTaken when `client_port` is given but taken, and what
+    find_pgbouncer() raises. The constructor opens nothing.
     """
 
     client_user = CLIENT_USER
@@ -72,8 +73,12 @@ class LocalProxy:
         pgbouncer: PgbouncerProgram | None = None,
         progress: Callable[[str], None] = lambda _: None,
         has_data_endpoint: bool = False,
+        launcher: Callable[[Sequence[str]], Sequence[str]] = list,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.database = database
+        self._launcher = launcher
+        self._inherited = dict(environment or {})
         self._has_data_endpoint = has_data_endpoint
         self.max_server_connections = max_server_connections
         self._settings = dict(settings or {})
@@ -113,7 +118,8 @@ class LocalProxy:
     @property
     def run_folder(self) -> Path:
         """The proxy's rendered files and sockets."""
-        return self._folder.path / "run"
+        given = self._settings.get("run_folder")
+        return Path(given) if given else self._folder.path / "run"
 
     @property
     def certificate_path(self) -> Path:
@@ -182,7 +188,7 @@ class LocalProxy:
             self._health_port = self._wanted_health_port or free_port()
             self._data_port = self._wanted_data_port or (free_port() if self._has_data_endpoint else 0)
             self._child = start_child(
-                [sys.executable, "-m", "emberpool_proxy"],
+                self._launcher([sys.executable, "-m", "emberpool_proxy"]),
                 log_path=self.log_path,
                 environment=self._environment(),
                 working_folder=self._folder.path,
@@ -237,7 +243,7 @@ class LocalProxy:
         }
         # A proxy setting of the user's shell would be taken for one of this proxy's.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        return inherited | {variable(name): value for name, value in settings.items()}
+        return inherited | self._inherited | {variable(name): value for name, value in settings.items()}
 
     def _unavailable(self, what: str) -> ProxyUnavailable:
         text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from emberpool_local.host import temp_folder
+from emberpool_local.host.file_lock import try_lock
 from emberpool_local.host.temp_folder import OWNER_FILE, TempFolder, sweep
 
 MAKER = """
@@ -45,6 +47,23 @@ def test_folder_of_a_killed_process_is_swept_and_that_of_a_living_one_is_kept() 
         maker.kill()
         maker.stdout.close()
         maker.wait()
+
+
+def test_folder_that_is_being_made_is_not_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sweeps just before the owner has its lock leaves the folder alone, and the owner gets the lock."""
+
+    def sweep_then_lock(descriptor: int) -> bool:
+        with monkeypatch.context() as others:
+            others.setattr(temp_folder, "try_lock", try_lock)
+            sweep(Path(f"/proc/self/fd/{descriptor}").readlink().parent.parent)
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(temp_folder, "try_lock", sweep_then_lock)
+    with TempFolder("test") as path:
+        assert path.is_dir()
+        monkeypatch.undo()
+        sweep(path.parent)
+        assert path.is_dir()
 
 
 def test_folder_without_an_owner_file_is_swept_only_when_it_is_empty_and_old(tmp_path: Path) -> None:

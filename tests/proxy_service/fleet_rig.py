@@ -1,12 +1,13 @@
 """A fleet that shares one budget on one machine, and what can happen to its tasks.
 
 Each task is the real proxy with an address of its own on loopback, behind the balancer, and reaches the one PostgreSQL
-through its own link. A test sees the fleet as the database does: by the addresses of the backends.
+through its own relay. A test sees the fleet as the database does: by the addresses of the backends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -21,23 +22,23 @@ from typing import Any
 
 import psycopg
 
-from emberpool_local.host.ports import free_port
+from emberpool_local.host.ports import LOOPBACK, free_port
+from emberpool_local.lab.balancer import Balancer
+from emberpool_local.lab.relays import Relays
+from emberpool_local.lab.sampler import slot_class
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.settings import AGENT_CONNECTIONS
 
-from .backend_sampler import slot_class
-from .balancer import Balancer
+from ..processes import is_running
 from .conftest import (
     DATABASE,
     DATABASE_PASSWORD,
     DATABASE_USER,
     Proxy,
-    is_running,
     proxies,
     wait_until,
 )
-from .database_links import DatabaseLinks
 from .tasks import is_ready
 
 MOST_TASKS = 4
@@ -110,11 +111,13 @@ class FleetRig:
     server: EmbeddedPostgres
     make_proxy: Callable[..., Proxy]
     balancer: Balancer
-    links: DatabaseLinks
+    relays: Relays
     settings: dict[str, object]
     tasks: list[Task] = field(default_factory=list)
     notes: list[tuple[float, str]] = field(default_factory=list)
     next_number: int = 2
+    silences: dict[str, int] = field(default_factory=dict)
+    silence_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def note(self, text: str) -> None:
         """Put what was done into the time line."""
@@ -126,7 +129,8 @@ class FleetRig:
         """Return a task that is not started yet."""
         host = f"127.0.0.{self.next_number}"
         self.next_number += 1
-        proxy = self.make_proxy(listen_host=host, database_port=self.links.open(host), **{**self.settings, **settings})
+        port = self.relays.way(host, LOOPBACK, self.server.port)
+        proxy = self.make_proxy(listen_host=host, database_port=port, **{**self.settings, **settings})
         return Task(host, proxy)
 
     def add(self, **settings: object) -> Task:
@@ -164,7 +168,7 @@ class FleetRig:
     def vanish(self, task: Task, control_seconds: float = CONTROL_GONE_SECONDS) -> None:
         """Let a task disappear without a FIN: the database finds out by its keepalives, or rather the link's."""
         self.note(f"{task.host} vanishes")
-        self.links.partition(task.host, min(POOL_GONE_SECONDS, control_seconds / 2), control_seconds)
+        self._silence(task, min(POOL_GONE_SECONDS, control_seconds / 2), control_seconds)
         self._kill_processes(task)
         self._forget(task)
 
@@ -213,12 +217,21 @@ class FleetRig:
     def partition(self, task: Task) -> None:
         """Cut the task off from its database until `heal`."""
         self.note(f"{task.host} is partitioned")
-        self.links.partition(task.host, POOL_GONE_SECONDS, CONTROL_GONE_SECONDS)
+        self._silence(task, POOL_GONE_SECONDS, CONTROL_GONE_SECONDS)
 
     def heal(self, task: Task) -> None:
         """End the partition."""
         self.note(f"{task.host} is connected again")
-        self.links.heal(task.host)
+        self.end_silence(task.host)
+
+    def end_silence(self, host: str) -> None:
+        """End the partition of an address, if there is one."""
+        if host in self.silences:
+            self.relays.end(self.silences.pop(host))
+
+    def _silence(self, task: Task, pool_seconds: float, control_seconds: float) -> None:
+        number = self.silences[task.host] = next(self.silence_numbers)
+        self.relays.silence(number, task.host, LOOPBACK, pool_seconds=pool_seconds, control_seconds=control_seconds)
 
     def end_control_connection(self, task: Task) -> bool:
         """Terminate the backend of the task's control connection, if it has one."""
@@ -283,7 +296,7 @@ def fleet_rig(pgbouncer_program: PgbouncerProgram, folder: Path, **settings: obj
         server = stack.enter_context(EmbeddedPostgres(max_connections=MAX_CONNECTIONS))
         _let_in_all_of_loopback(server)
         server.create_role_and_database(DATABASE_USER, DATABASE_PASSWORD, DATABASE)
-        links = stack.enter_context(DatabaseLinks(server.port))
+        relays = stack.enter_context(Relays())
         balancer = stack.enter_context(Balancer(notice_seconds=0.5))
         given: dict[str, object] = {
             "client_port": free_port(),
@@ -299,7 +312,7 @@ def fleet_rig(pgbouncer_program: PgbouncerProgram, folder: Path, **settings: obj
             **settings,
         }
         make_proxy = stack.enter_context(proxies(server, pgbouncer_program, folder))
-        yield FleetRig(server, make_proxy, balancer, links, given)
+        yield FleetRig(server, make_proxy, balancer, relays, given)
 
 
 def _let_in_all_of_loopback(server: EmbeddedPostgres) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emberpool_local.host.ports import free_port
+from emberpool_local.lab.balancer import Balancer
 
-from .balancer import Balancer
 from .conftest import CLIENT_PASSWORD, CLIENT_USER, DATABASE, Proxy, wait_until
 
 

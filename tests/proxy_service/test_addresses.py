@@ -19,6 +19,7 @@ import pytest
 from aiohttp import web
 
 from emberpool_local.host.ports import free_port
+from emberpool_local.lab.balancer import Balancer
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.addresses import as_known, listening
@@ -27,7 +28,6 @@ from emberpool_proxy.pgbouncer.config import Peer
 from emberpool_proxy.settings import EVERY_ADDRESS, ProxySettings, SettingsInvalid
 
 from ..local_lambda import wait_until as wait_until_async
-from .balancer import Balancer
 from .conftest import DATABASE, DATABASE_PASSWORD, DATABASE_USER, Proxy, proxies, wait_until
 from .tasks import Tasks
 from .test_peers_of_tasks import arrived, wait_until_all_are_peers

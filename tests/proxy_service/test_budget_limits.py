@@ -13,12 +13,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from emberpool_local.lab.sampler import BackendSampler
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.agent.budget_limits import BACKENDS_END_WITHIN_SECONDS
 from emberpool_proxy.pgbouncer.config import LIFETIME, SERVER_IDLE, START_LIMIT
 
-from .backend_sampler import BackendSampler
 from .bare_pgbouncer import ROLE, add_role
 from .limited_pools import FIRST, SECOND, LimitedPools, busy_clients, limited_pools
 from .watched_pool import until

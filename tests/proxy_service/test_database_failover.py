@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from emberpool_local.host.ports import LOOPBACK
+from emberpool_local.lab.switched_address import switched_address
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_local.postgres.standby import PRIMARY_SETTINGS, StandbyPostgres
 
 from .bare_pgbouncer import add_role, bare_pgbouncer
-from .switched_address import HOST, switched_address
 from .watched_pool import POOL_SETTINGS, POOL_SIZE, REFUSED, entry, make_ledger, until, watching, writing
 
 READ_ONLY = "read-only transaction"
@@ -35,14 +36,14 @@ async def test_failover_costs_only_what_was_in_flight(
 ) -> None:
     """When the writer dies and its standby takes over, no commit is lost and no work begun meanwhile fails."""
     primary, standby = pair
-    async with switched_address(primary.port) as address:
-        with bare_pgbouncer(pgbouncer_program, entry(HOST, address.port), settings=POOL_SETTINGS) as pool:
-            async with watching([pool], HOST, address.port) as health, writing([pool.conninfo()]) as ledger:
+    async with switched_address(LOOPBACK, primary.port) as address:
+        with bare_pgbouncer(pgbouncer_program, entry(LOOPBACK, address.port), settings=POOL_SETTINGS) as pool:
+            async with watching([pool], LOOPBACK, address.port) as health, writing([pool.conninfo()]) as ledger:
                 await until("nobody writes", lambda: len(ledger.acknowledged) > 50)
                 await asyncio.to_thread(primary.stop, "immediate")
                 await until("new work is not made to wait", lambda: health.database == "paused")
                 paused = time.monotonic()
-                address.switch(standby.port)  # the name is ahead of the promotion
+                address.switch(LOOPBACK, standby.port)  # the name is ahead of the promotion
                 await asyncio.to_thread(standby.promote)
                 promoted = time.monotonic()
                 await until("nobody writes", lambda: ledger.written_since(promoted) > 50)
@@ -60,15 +61,15 @@ async def test_pool_leaves_a_server_that_takes_no_writes(
     A pool that need not write is served by it.
     """
     primary, standby = pair
-    with bare_pgbouncer(pgbouncer_program, entry(HOST, standby.port), settings=POOL_SETTINGS) as pool:
-        async with watching([pool], HOST, standby.port, database_must_be_writable="no") as health:
+    with bare_pgbouncer(pgbouncer_program, entry(LOOPBACK, standby.port), settings=POOL_SETTINGS) as pool:
+        async with watching([pool], LOOPBACK, standby.port, database_must_be_writable="no") as health:
             with psycopg.connect(pool.conninfo(), autocommit=True) as client:
                 await until("the pool was not asked", lambda: client.execute("select 1") and health.database == "up")
-    async with switched_address(primary.port) as address:
-        with bare_pgbouncer(pgbouncer_program, entry(HOST, address.port), settings=POOL_SETTINGS) as pool:
-            async with watching([pool], HOST, address.port) as health, writing([pool.conninfo()]) as ledger:
+    async with switched_address(LOOPBACK, primary.port) as address:
+        with bare_pgbouncer(pgbouncer_program, entry(LOOPBACK, address.port), settings=POOL_SETTINGS) as pool:
+            async with watching([pool], LOOPBACK, address.port) as health, writing([pool.conninfo()]) as ledger:
                 await until("nobody writes", lambda: len(ledger.acknowledged) > 50)
-                address.switch(standby.port)
+                address.switch(LOOPBACK, standby.port)
                 address.cut()
                 await until("writes go on failing", lambda: health.database == "paused")
                 # What ran when it was noticed may still fail; what came after waits.

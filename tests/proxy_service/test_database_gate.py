@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 import psycopg
 import pytest
 
+from emberpool_local.host.ports import LOOPBACK
+from emberpool_local.lab.switched_address import switched_address
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.agent.database_gate import Gate
 from emberpool_proxy.agent.database_state import Answer
 
 from .bare_pgbouncer import BarePgbouncer, add_role, bare_pgbouncer
-from .switched_address import HOST, switched_address
 from .watched_pool import POOL_SETTINGS, REFUSED, WatchedEngines, entry, states, until
 
 
@@ -114,8 +115,8 @@ async def test_query_during_a_handover_is_not_refused(
     mortal: EmbeddedPostgres, pgbouncer_program: PgbouncerProgram
 ) -> None:
     """A client that comes between the RESUME and the pool's first login is served like the others."""
-    async with switched_address(mortal.port) as address:
-        with bare_pgbouncer(pgbouncer_program, entry(HOST, address.port), settings=POOL_SETTINGS) as pool:
+    async with switched_address(LOOPBACK, mortal.port) as address:
+        with bare_pgbouncer(pgbouncer_program, entry(LOOPBACK, address.port), settings=POOL_SETTINGS) as pool:
             engines = WatchedEngines([pool])
             await engines.open()
             gate = Gate(engines, engines.all[0])

@@ -19,11 +19,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from emberpool_local.lab.sampler import BackendSampler
 from emberpool_local.lambda_runtime import Fleet, Outcome
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 
 from ..local_lambda import fleet_of
-from .backend_sampler import BackendSampler
 from .conftest import DATABASE, DATABASE_USER
 from .fleet_rig import (
     BUDGET,
@@ -141,7 +141,7 @@ class Fate:
             task.cancel()
         await asyncio.gather(*self.beside, return_exceptions=True)
         for host in self.partitioned:
-            self.rig.links.heal(host)
+            self.rig.end_silence(host)
 
     def possible(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """Return what may happen now: at most MOST_TASKS are alive, as the database sees it, and two can serve."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from emberpool_local.lab.sampler import BackendSampler
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 
-from .backend_sampler import BackendSampler
 from .conftest import DATABASE, DATABASE_USER
 from .fleet_rig import BUDGET, BUDGET_NAME, FLOOR, SLOTS, FleetRig, demand, fleet_rig, has_most, until
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from emberpool_local.lab.sampler import BackendSampler
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_proxy import metrics
 
-from .backend_sampler import BackendSampler
 from .conftest import DATABASE, DATABASE_USER
 from .fleet_rig import (
     BUDGET,

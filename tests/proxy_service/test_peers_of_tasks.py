@@ -18,6 +18,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from emberpool_local.host.ports import free_port
+from emberpool_local.lab.balancer import Balancer
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.agent.fleet import PEERS_PATH, Fleet
 from emberpool_proxy.pgbouncer.admin import AdminConsole
@@ -26,7 +27,6 @@ from emberpool_proxy.pgbouncer.rows import PeerRow
 from emberpool_proxy.settings import ProxySettings
 
 from ..local_lambda import wait_until as wait_until_async
-from .balancer import Balancer
 from .conftest import Proxy, wait_until
 from .tasks import Tasks
 

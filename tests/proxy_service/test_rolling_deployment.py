@@ -12,11 +12,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from emberpool_local.lab.balancer import Balancer
 from emberpool_local.lambda_runtime import Fleet, Outcome
 from emberpool_local.postgres.server import EmbeddedPostgres
 
 from ..local_lambda import fleet_of
-from .balancer import Balancer
 from .conftest import DATABASE, DATABASE_PASSWORD, DATABASE_USER, Proxy, wait_until
 from .tasks import Tasks, handler_environment
 

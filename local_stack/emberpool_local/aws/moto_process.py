@@ -15,6 +15,7 @@ from typing import Any
 
 from emberpool_local.errors import DeployUnavailable
 from emberpool_local.host.children import Child, start_child
+from emberpool_local.host.ports import LOOPBACK
 from emberpool_local.host.waiting import wait_until
 
 REGION = "us-east-1"
@@ -38,11 +39,12 @@ class MotoServer:
 
     port: int
     gaps_file: Path
+    host: str = "localhost"  # moto takes 127.0.0.1 for part of a template's address
 
     @property
     def url(self) -> str:
-        """The endpoint of every service. "localhost": moto takes 127.0.0.1 for part of a template's address."""
-        return f"http://localhost:{self.port}"
+        """The endpoint of every service."""
+        return f"http://{self.host}:{self.port}"
 
     def environment(self) -> dict[str, str]:
         """Return the AWS variables for a child process; the user's own credentials and profile never reach it."""
@@ -83,8 +85,8 @@ def _client(url: str, service: str) -> Any:
 
 
 @contextmanager
-def running_moto(folder: Path) -> Iterator[MotoServer]:
-    """Run the server on a free loopback port; its files are in `folder`, `moto.log` among them.
+def running_moto(folder: Path, host: str = LOOPBACK) -> Iterator[MotoServer]:
+    """Run the server on a free port of `host`; its files are in `folder`, `moto.log` among them.
 
     Raises DeployUnavailable when moto is not installed or does not start.
     """
@@ -95,15 +97,17 @@ def running_moto(folder: Path) -> Iterator[MotoServer]:
                 "Install our development dependencies: tools/prepare dev",
             )
     port_file, gaps_file = folder / "moto.port", folder / "moto.gaps"
+    files: list[str | Path] = ["--port-file", port_file, "--gaps-file", gaps_file]
     child = start_child(
-        [sys.executable, "-m", "emberpool_local.aws.moto_server", "--port-file", port_file, "--gaps-file", gaps_file],
+        [sys.executable, "-m", "emberpool_local.aws.moto_server", "--host", host, *files],
         log_path=folder / "moto.log",
         environment=_server_environment(),
         working_folder=folder,
     )
     try:
         _wait_for(port_file, child)
-        yield MotoServer(int(port_file.read_text()), gaps_file)
+        known_as = {} if host == LOOPBACK else {"host": host}
+        yield MotoServer(int(port_file.read_text()), gaps_file, **known_as)
     finally:
         child.stop()
 

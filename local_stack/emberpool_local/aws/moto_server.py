@@ -13,13 +13,13 @@ from pathlib import Path
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
 from emberpool_local.aws.cloudformation import calls, gaps, register_all, repairs, updates
-
-LOOPBACK = "127.0.0.1"
+from emberpool_local.host.ports import LOOPBACK
 
 
 def main() -> int:
-    """Serve on a free port of the loopback interface until SIGTERM."""
+    """Serve on a free port of an address until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m emberpool_local.aws.moto_server", description=__doc__)
+    parser.add_argument("--host", default=LOOPBACK, help="address of this machine to listen on")
     parser.add_argument("--port-file", type=Path, required=True, help="file that gets the port")
     parser.add_argument("--gaps-file", type=Path, required=True, help="file for what the simulation leaves out")
     arguments = parser.parse_args()
@@ -27,7 +27,7 @@ def main() -> int:
     repairs.apply()
     updates.apply()
     register_all()
-    server = ThreadedMotoServer(ip_address=LOOPBACK, port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=arguments.host, port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
     calls.use_port(port)

@@ -1,8 +1,9 @@
 """Child processes that never outlive us: started through `setpriv --pdeathsig`, stopped with a bounded wait.
 
 The kernel sends the death signal when the *thread* that started the child ends, so every child is started by one
-thread that lives as long as this process. It also forgets the death signal when credentials change; setpriv
-sets it after it has dropped root, so it holds for servers that run as another user too.
+thread (one in each network namespace that we enter) that lives as long as this process. It also forgets the death
+signal when credentials change; setpriv sets it after it has dropped root, so it holds for servers that run as another
+user too.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from emberpool_local.host.server_user import step_down
 # We may have died between the fork and setpriv's call; then nobody would send the signal. "$0" is our pid.
 STILL_OUR_CHILD = '[ "$PPID" = "$0" ] && exec "$@"'
 LAST_LOG_LINES = 15
+NETWORK_NAMESPACE = Path("/proc/thread-self/ns/net")
 
 _Start = Callable[[], "subprocess.Popen[bytes]"]
+_Requests = SimpleQueue[tuple[_Start, "Future[subprocess.Popen[bytes]]"]]
 
 
 @dataclass(frozen=True)
@@ -147,22 +150,23 @@ class _Spawner:
     def __init__(self) -> None:
         # Two threads that start their first child at once must not start two spawner threads.
         self._lock = threading.Lock()
-        self._requests: SimpleQueue[tuple[_Start, Future[subprocess.Popen[bytes]]]] = SimpleQueue()
-        self._pid = 0  # a forked copy of this process has no threads but its own
+        self._requests: dict[tuple[int, int], _Requests] = {}
 
     def run(self, start: _Start) -> subprocess.Popen[bytes]:
+        # A forked copy of this process has no threads but its own, and a child is born into the network namespace of
+        # the thread that starts it.
+        here = os.getpid(), NETWORK_NAMESPACE.stat().st_ino
         with self._lock:
-            if self._pid != os.getpid():
-                self._requests = SimpleQueue()
-                threading.Thread(target=self._serve, args=(self._requests,), daemon=True).start()
-                self._pid = os.getpid()
-            requests = self._requests
+            if here not in self._requests:
+                self._requests[here] = SimpleQueue()
+                threading.Thread(target=self._serve, args=(self._requests[here],), daemon=True).start()
+            requests = self._requests[here]
         started: Future[subprocess.Popen[bytes]] = Future()
         requests.put((start, started))
         return started.result()
 
     @staticmethod
-    def _serve(requests: SimpleQueue[tuple[_Start, Future[subprocess.Popen[bytes]]]]) -> None:
+    def _serve(requests: _Requests) -> None:
         while True:
             start, started = requests.get()
             try:

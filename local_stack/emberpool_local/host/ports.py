@@ -30,13 +30,13 @@ def free_port() -> int:
         return given
 
 
-def is_free(port: int) -> bool:
-    """Say whether a server could listen on `port` now."""
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    """Say whether a server could listen on `port` of an address of this machine now."""
     with socket.socket() as probe:
         # As servers do: a port whose last connections are only lingering in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

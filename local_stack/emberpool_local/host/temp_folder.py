@@ -19,6 +19,7 @@ from emberpool_local.host.server_user import can_enter, server_user
 
 PREFIX = "emberpool-"
 OWNER_FILE = ".owner"
+UNLOCKED_OWNER_FILE = ".owner.new"
 # A unix socket's path has at most 107 bytes, of which the servers' own names take up to 30.
 LONGEST_PATH_BYTES = 70
 # Between mkdir and taking the lock a folder looks as if it had no owner.
@@ -46,8 +47,11 @@ class TempFolder:
         parent = _parent_folder()
         sweep(parent)
         self._path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{self._purpose}-", dir=parent))
-        self._descriptor = os.open(self._path / OWNER_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        unlocked = self._path / UNLOCKED_OWNER_FILE
+        self._descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try_lock(self._descriptor)
+        # Not before: whoever sweeps at this moment would find an owner's file that is not locked.
+        unlocked.rename(self._path / OWNER_FILE)
         self._path.chmod(0o755)
         return self._path
 
@@ -100,7 +104,7 @@ def _is_ownerless(folder: Path) -> bool:
     except FileNotFoundError:
         # Another program's folder may have a name like ours: without our file only an empty one is removed.
         is_old = time.time() - folder.lstat().st_mtime > SECONDS_TO_TAKE_LOCK
-        return is_old and not any(folder.iterdir())
+        return is_old and all(path.name == UNLOCKED_OWNER_FILE for path in folder.iterdir())
     try:
         return try_lock(descriptor)
     finally:

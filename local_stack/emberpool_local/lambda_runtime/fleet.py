@@ -138,8 +138,8 @@ class Fleet:
         """The environments that exist now, the oldest first; those that are being started too."""
         return tuple(self._environments.values())
 
-    async def scale_out(self, count: int, progress: Callable[[int, int], None] | None = None) -> None:
-        """Start `count` more environments side by side; `progress` is called with (ready, count).
+    async def scale_out(self, count: int, progress: Callable[[int, int], None] | None = None) -> list[Environment]:
+        """Start `count` more environments side by side and return them; `progress` is called with (ready, count).
 
         Raises HandlerInvalid when the handler cannot be loaded: all that were being started are gone then. Raises
         ValueError when there would be more than `max_environments`.
@@ -161,6 +161,7 @@ class Fleet:
                 progress(len(ready), count)
 
         await _all_or_first_error([start(self._new_environment()) for _ in range(count)])
+        return ready
 
     async def invoke(self, payload: bytes, environment: Environment | None = None) -> Outcome:
         """Run one invocation in a free environment, a new one, or the first to become free; or in the given one.

@@ -1,4 +1,4 @@
-"""An embedded PostgreSQL: a throwaway server on 127.0.0.1 that leaves nothing behind.
+"""An embedded PostgreSQL: a throwaway server on an address of this machine that leaves nothing behind.
 
 Owns its data, log and socket folders, its process and its superuser. Which PostgreSQL it is, postgres_program decides.
 It does not sync to disk: what it holds survives a crash of the server, but not one of the machine.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +39,6 @@ STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 SERVER_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 
 BASE_SETTINGS: Mapping[str, str] = {
-    "listen_addresses": LOOPBACK,
     "superuser_reserved_connections": str(RESERVED_CONNECTIONS),
     "shared_buffers": "32MB",
     # No fsync, but commits are still written before they are acknowledged: a crash of the server loses none.
@@ -61,11 +60,11 @@ BASE_SETTINGS: Mapping[str, str] = {
 class EmbeddedPostgres:
     """A PostgreSQL server for this process: with EmbeddedPostgres(max_connections=40) as postgres.
 
-    `settings` are lines of postgresql.conf and win over ours. open() raises PortTaken when `port` is given but
-    taken, PostgresUnavailable when there is no PostgreSQL or it does not start. The constructor opens nothing.
+    `settings` are lines of postgresql.conf and win over ours, `access_rules` lines of pg_hba.conf that come after
+    those for 127.0.0.1. open() raises PortTaken when `port` is given but taken, PostgresUnavailable when there is no
+    PostgreSQL or it does not start. The constructor opens nothing.
     """
 
-    host = LOOPBACK
     superuser = SUPERUSER
 
     def __init__(
@@ -74,11 +73,16 @@ class EmbeddedPostgres:
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
         program: PostgresProgram | None = None,
+        host: str = LOOPBACK,
+        access_rules: Sequence[str] = (),
     ) -> None:
+        self.host = host
         self.max_connections = max_connections
         self.superuser_password = secrets.token_urlsafe(24)
         self._wanted_port = port
-        self._settings = {**BASE_SETTINGS, "max_connections": str(max_connections), **(settings or {})}
+        own = {"listen_addresses": host, "max_connections": str(max_connections)}
+        self._settings = {**BASE_SETTINGS, **own, **(settings or {})}
+        self._access_rules = tuple(access_rules)
         self._program = program
         self._folder = TempFolder("postgres")
         self._port = 0
@@ -86,7 +90,7 @@ class EmbeddedPostgres:
 
     @property
     def port(self) -> int:
-        """The port on 127.0.0.1; known once it is open and kept over restarts."""
+        """The port on `host`; known once it is open and kept over restarts."""
         return self._port
 
     @property
@@ -111,18 +115,21 @@ class EmbeddedPostgres:
         """The server's log, one JSON object a line; `connection authorized` lines tell who connected."""
         return self._log_folder / "postgresql.json"
 
-    def conninfo(self, user: str = SUPERUSER, password: str | None = None, database: str = "postgres") -> str:
+    def conninfo(
+        self, user: str = SUPERUSER, password: str | None = None, database: str = "postgres", *, by_socket: bool = False
+    ) -> str:
         """Return the connection string of a user; the superuser's password need not be given."""
         if password is None and user == SUPERUSER:
             password = self.superuser_password
+        host = str(self.socket_folder) if by_socket else self.host
         return make_conninfo(
-            host=self.host, port=self.port, user=user, password=password, dbname=database, sslmode="disable"
+            host=host, port=self.port, user=user, password=password, dbname=database, sslmode="disable"
         )
 
     def open(self) -> None:
         """Make the data folder and start the server."""
-        if self._wanted_port is not None and not is_free(self._wanted_port):
-            raise _port_taken(self._wanted_port)
+        if self._wanted_port is not None and not is_free(self._wanted_port, self.host):
+            raise self._port_taken(self._wanted_port)
         try:
             self._folder.open()
             self._make_data_folder()
@@ -150,7 +157,7 @@ class EmbeddedPostgres:
     def start(self) -> None:
         """Start the server again on the port that it had. Raises PostgresUnavailable."""
         if not self._started(self._port):
-            raise _port_taken(self._port)
+            raise self._port_taken(self._port)
 
     def stop(self, mode: StopMode = "fast") -> None:
         """Stop the server: `fast` rolls back and says goodbye, `immediate` is a crash as its clients see it."""
@@ -181,6 +188,11 @@ class EmbeddedPostgres:
         return self._folder.path / "data"
 
     @property
+    def socket_folder(self) -> Path:
+        """Where its unix socket is; as a host it is the way to the server that no network has a part in."""
+        return self._folder.path / "socket"
+
+    @property
     def _log_folder(self) -> Path:
         return self._folder.path / "log"
 
@@ -190,18 +202,19 @@ class EmbeddedPostgres:
         return self._folder.path / "output.txt"
 
     def _make_data_folder(self) -> None:
-        socket_folder = self._folder.path / "socket"
-        for folder in (self.data_folder, self._log_folder, socket_folder):
+        for folder in (self.data_folder, self._log_folder, self.socket_folder):
             folder.mkdir(mode=0o700)
             give_to(server_user(), folder)
         self._initdb()
         settings = {
             "log_directory": str(self._log_folder),
-            "unix_socket_directories": str(socket_folder),
+            "unix_socket_directories": str(self.socket_folder),
             **self._settings,
         }
         with (self.data_folder / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = {quoted(value)}\n" for name, value in settings.items())
+        with (self.data_folder / "pg_hba.conf").open("a") as file:
+            file.writelines(f"{rule}\n" for rule in self._access_rules)
 
     def _initdb(self) -> None:
         password_file = self._folder.path / "password"
@@ -236,7 +249,7 @@ class EmbeddedPostgres:
             self._port = self._wanted_port or free_port()
             if self._started(self._port):
                 return
-        raise _port_taken(self._port)
+        raise self._port_taken(self._port)
 
     def _started(self, port: int) -> bool:
         """Start the server and wait until it takes connections; False if another program has the port."""
@@ -260,7 +273,7 @@ class EmbeddedPostgres:
         if server.is_running:
             return True
         self._server = None
-        if not is_free(port):
+        if not is_free(port, self.host):
             return False
         # The log collector is a process of its own: it may still write the reason when the server has ended.
         with suppress(TimeoutError):
@@ -288,12 +301,11 @@ class EmbeddedPostgres:
             "set EMBERPOOL_POSTGRES_BIN to the folder of its programs",
         )
 
-
-def _port_taken(port: int) -> PortTaken:
-    return PortTaken(
-        f"Another program listens on port {port} of {LOOPBACK}, where PostgreSQL was to listen",
-        "Choose another port, or leave the port out to get a free one",
-    )
+    def _port_taken(self, port: int) -> PortTaken:
+        return PortTaken(
+            f"Another program listens on port {port} of {self.host}, where PostgreSQL was to listen",
+            "Choose another port, or leave the port out to get a free one",
+        )
 
 
 def quoted(value: str) -> str:

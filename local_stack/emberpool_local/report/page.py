@@ -6,18 +6,15 @@ Owns the page's parts and where it is written; the words come from `wording`, th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from emberpool_local.burst.results import DemoResult, WayResult
 from emberpool_local.burst.sampler import SAMPLES_PER_SECOND
-from emberpool_local.errors import LocalStackError
 from emberpool_local.report import wording
+from emberpool_local.report.document import PageNotWritable, document, shown_moment, write_document
 from emberpool_local.report.plots import connections_figure, latency_figure, outcomes_figure, way_colour
 from emberpool_local.report.terminal import terminal_table
 
@@ -43,37 +40,20 @@ NEXT_STEPS = (
 )
 
 
-class PageNotWritable(LocalStackError):  # noqa: N818 (named by what to do, as all errors of emberpool)
-    """The page cannot be written where it was asked for."""
-
-
 def write_page(result: DemoResult, path: Path, broken: Sequence[str] = ()) -> None:
     """Write the page; `broken` are the promises that this result does not keep, shown on top.
 
     Raises PageNotWritable.
     """
-    try:
-        path.write_text(page(result, broken), encoding="utf-8")
-    except OSError as error:
-        raise PageNotWritable(
-            f"{path} cannot be written: {error.strerror}", "name another file for the page"
-        ) from error
+    write_document(page(result, broken), path)
 
 
 def page(result: DemoResult, broken: Sequence[str] = ()) -> str:
     """Return the page as HTML: styles, plotly.js, figures and words in one text of about 5 MB."""
-    environment = Environment(
-        loader=PackageLoader("emberpool_local.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # The figures and plotly.js are our own HTML and JavaScript; every text of a user is escaped by the template or,
-    # inside a figure, by plotly's JSON.
-    return environment.get_template("page.html.j2").render(
+    # The figures are our own HTML and JavaScript; inside them plotly's JSON escapes every text of a user.
+    return document(
+        "page.html.j2",
         page_title="emberpool: " + ("the demo" if len(result.ways) > 1 else "a burst"),
-        plotly_js=Markup(get_plotlyjs()),  # noqa: S704
         headline=wording.headline(result),
         subline=wording.subline(result),
         broken=broken,
@@ -88,7 +68,7 @@ def page(result: DemoResult, broken: Sequence[str] = ()) -> str:
         facts=_facts(result),
         next_steps=NEXT_STEPS,
         command=result.command,
-        measured_at=datetime.fromisoformat(result.measured_at).strftime("%Y-%m-%d at %H:%M UTC"),
+        measured_at=shown_moment(result.measured_at),
     )
 
 

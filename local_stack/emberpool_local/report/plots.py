@@ -1,7 +1,6 @@
 """The figures of the page, as HTML fragments that need plotly.js once on the page.
 
-Owns what is drawn and with which colours; ink, grid and background are left to the page's style sheet, so that dark
-and light mode need no second figure.
+Owns what is drawn and with which colours.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from emberpool_local.burst.results import DemoResult, WayResult
+from emberpool_local.report.fragment import NEUTRAL, fragment
 from emberpool_local.report.wording import causes
 
 WAY_COLOURS = {"naive": "#e5484d", "warm": "#d98a0b", "emberpool": "#12a17c"}
@@ -18,8 +18,6 @@ CURVE_POINTS = 400
 LATENCY_TICKS_MS = [step * 10**power for power in range(6) for step in (1, 2, 5)]
 # Below this ratio of the slowest to the fastest, a logarithmic axis has hardly a tick.
 LINEAR_UP_TO = 6
-# The page's own ink replaces it (see .plot in page.html.j2); seen only when the style sheet is missing.
-NEUTRAL = "#808894"
 
 
 def connections_figure(result: DemoResult) -> str:
@@ -43,7 +41,7 @@ def connections_figure(result: DemoResult) -> str:
     )
     figure.update_xaxes(title="seconds since the first invocation")
     figure.update_yaxes(title="server connections", range=[0, result.max_connections * 1.18])
-    return _fragment(figure, "connections", height=360)
+    return fragment(figure, "connections", height=360)
 
 
 def latency_figure(result: DemoResult) -> str:
@@ -64,7 +62,7 @@ def latency_figure(result: DemoResult) -> str:
     else:
         figure.update_xaxes(title="latency, ms")
     figure.update_yaxes(title="succeeded, % of all", range=[0, 104], ticksuffix=" %")
-    return _fragment(figure, "latency", height=360)
+    return fragment(figure, "latency", height=360)
 
 
 def outcomes_figure(result: DemoResult) -> str:
@@ -89,7 +87,7 @@ def outcomes_figure(result: DemoResult) -> str:
     figure.update_layout(barmode="stack", bargap=0.35, showlegend=True)
     figure.update_xaxes(title="invocations")
     figure.update_yaxes(autorange="reversed", automargin=True)
-    return _fragment(figure, "outcomes", height=150 + 56 * len(titles))
+    return fragment(figure, "outcomes", height=150 + 56 * len(titles))
 
 
 def way_colour(way: WayResult) -> str:
@@ -131,29 +129,3 @@ def _wrapped(cause: str, width: int = 46) -> str:
         return cause
     cut = cause.rfind(" ", 0, width)
     return f"{cause[:cut]}<br>{cause[cut + 1 :]}" if cut > 0 else cause
-
-
-def _fragment(figure: go.Figure, name: str, height: int) -> str:
-    figure.update_layout(
-        height=height,
-        margin={"l": 8, "r": 12, "t": 8, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": NEUTRAL},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "xanchor": "left", "traceorder": "normal"},
-        hovermode="closest",
-        dragmode=False,
-        template="none",
-    )
-    figure.update_xaxes(gridcolor=NEUTRAL, zeroline=False, automargin=True, fixedrange=True, griddash="dot")
-    figure.update_yaxes(
-        gridcolor=NEUTRAL, zeroline=False, automargin=True, fixedrange=True, griddash="dot", ticklabelstandoff=6
-    )
-    html: str = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        include_mathjax=False,
-        div_id=f"plot-{name}",
-        config={"displayModeBar": False, "responsive": True},
-    )
-    return html

@@ -12,8 +12,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from emberpool_local.host.ports import free_port
+from emberpool_local.lab.balancer import Balancer
 
-from ..balancer import Balancer
 from ..conftest import Proxy, wait_until
 from ..simulated_aws import simulated_aws
 from ..tasks import is_ready

@@ -1,4 +1,4 @@
-"""An address that a test can lead to another server: what a database's DNS name is in a failover."""
+"""An address that can be led to another server: what a database's DNS name is, where there is none to change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-HOST = "127.0.0.1"
+from emberpool_local.host.ports import LOOPBACK
+
 BLOCK_BYTES = 65_536
 
 
@@ -15,14 +16,15 @@ BLOCK_BYTES = 65_536
 class SwitchedAddress:
     """Listens on `port` and forwards to `target`; a target that does not listen makes it hang up at once."""
 
-    target: int
+    target: tuple[str, int]
+    host: str = LOOPBACK
     port: int = 0
     delay_seconds: float = 0.0  # before a connection is led on: a login across zones, a server that is busy
     _open: set[asyncio.StreamWriter] = field(default_factory=set)
 
-    def switch(self, target: int) -> None:
-        """Lead new connections to `target`; those that exist stay where they are, as with DNS."""
-        self.target = target
+    def switch(self, host: str, port: int) -> None:
+        """Lead new connections to another server; those that exist stay where they are, as with DNS."""
+        self.target = (host, port)
 
     def cut(self) -> None:
         """End the connections that exist, without a goodbye."""
@@ -30,9 +32,10 @@ class SwitchedAddress:
             writer.transport.abort()
 
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection to its end."""
         await asyncio.sleep(self.delay_seconds)
         try:
-            there_reader, there_writer = await asyncio.open_connection(HOST, self.target)
+            there_reader, there_writer = await asyncio.open_connection(*self.target)
         except OSError:
             writer.transport.abort()
             return
@@ -40,7 +43,7 @@ class SwitchedAddress:
         try:
             await asyncio.gather(_pump(reader, there_writer), _pump(there_reader, writer))
         except asyncio.CancelledError:
-            return  # the test is over; asyncio would log it as an error of ours
+            return  # whoever opened the address is done with it; asyncio would log it as an error of ours
         finally:
             for end in (writer, there_writer):
                 self._open.discard(end)
@@ -56,10 +59,10 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @asynccontextmanager
-async def switched_address(target: int) -> AsyncIterator[SwitchedAddress]:
-    """Forward to 127.0.0.1:`target` until told otherwise."""
-    address = SwitchedAddress(target)
-    server = await asyncio.start_server(address.forward, HOST, 0)
+async def switched_address(host: str, port: int) -> AsyncIterator[SwitchedAddress]:
+    """Forward to this server until told otherwise."""
+    address = SwitchedAddress((host, port))
+    server = await asyncio.start_server(address.forward, address.host, 0)
     address.port = server.sockets[0].getsockname()[1]
     try:
         yield address
