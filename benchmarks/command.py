@@ -1,4 +1,4 @@
-"""What all benchmark commands have in common: the console, the machine's line, the JSON file."""
+"""What all benchmark commands have in common: the console, the machine's line, the JSON file and the page."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lines import Line, as_json
+from benchmarks.page import write_bench_page
+from benchmarks.section import Section, sections_json
 from rich.console import Console
 
 from emberpool_local.burst.results import Machine
+from emberpool_local.errors import LocalStackError
 
 PLAIN_WIDTH = 140  # of a pipe or a file
+FAILED = 2  # not measured; 1 is a goal that was missed
+INTERRUPTED = 130  # as shells say it of Ctrl-C
 
 
 def make_console() -> Console:
@@ -31,18 +37,55 @@ def machine_line(machine: Machine) -> str:
 def write_results(path: Path | None, results: Mapping[str, Any]) -> None:
     """Write the JSON file, if one was asked for."""
     if path:
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        try:
+            path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            sys.exit(f"error: {path} cannot be written: {error.strerror}\n next: name another file")
 
 
-def line_results(machine: Machine, options: Any, lines: Sequence[Line], seconds: float) -> dict[str, Any]:
+def line_results(
+    machine: Machine, options: Any, lines: Sequence[Line], seconds: float, sections: Sequence[Section] = ()
+) -> dict[str, Any]:
     """Return the results of a benchmark whose outcome is one table; `options` is a dataclass."""
     return {
         "machine": asdict(machine),
-        "options": asdict(options) | {"output": None},
+        "options": {name: value for name, value in asdict(options).items() if not isinstance(value, Path)},
         "load_average": os.getloadavg(),
         "lines": as_json(lines),
+        "sections": sections_json(sections),
         "seconds": round(seconds, 1),
     }
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that all benchmarks have: --output and --page."""
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write all repetitions to this file (JSON)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also draw the results as a page (HTML)")
+
+
+def write_page(path: Path | None, sections: Sequence[Section], command: str, measured_at: str | None = None) -> None:
+    """Write the page, if one was asked for; `command` is what was typed to get it."""
+    if path:
+        try:
+            write_bench_page(sections, path, command=command, measured_at=measured_at)
+        except LocalStackError as error:
+            sys.exit(f"error: {error.problem}\n next: {error.next_step}")
+        print(f"The page is in {path}")
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """End with one clear message and exit code FAILED when something cannot be measured, and quietly by Ctrl-C."""
+    try:
+        yield
+    except LocalStackError as error:
+        print(f"error: {error.problem}\n next: {error.next_step}", file=sys.stderr)
+        sys.exit(FAILED)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def at_least_one(text: str) -> int:

@@ -10,14 +10,20 @@ from pathlib import Path
 
 from emberpool.metrics import METRICS
 from emberpool.settings import LayerSettings
+from emberpool_local.lab.faults import FAULTS
 from emberpool_proxy.pgbouncer.config import CHANGED_DEFAULTS
 from emberpool_proxy.settings import ProxySettings, variable
 
 FOLDER = Path(__file__).parent
 END = "<!-- end -->"
 sys.path.insert(0, str(FOLDER.parent / "infra"))  # our app is no part of the wheel
+sys.path.append(str(FOLDER.parent))  # nor are the benchmarks
 # Read when aws_cdk is imported: jsii's banner about Node's age would hide what matters.
 os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "20")
+
+from benchmarks.cost.bills import WAYS, bills  # noqa: E402
+from benchmarks.cost.prices import PRICES  # noqa: E402
+from benchmarks.cost.workload import DEFAULT_CASES  # noqa: E402
 
 from emberpool_app.context import CONTEXT  # noqa: E402
 from emberpool_cdk.pool_endpoints import ENDPOINTS, NOT_NEEDED, PRICES_OF  # noqa: E402
@@ -74,6 +80,29 @@ def generated() -> dict[str, str]:
             ),
         ),
         "no endpoints": table(("not needed", "because"), ([f"`{name}`", why] for name, why in NOT_NEEDED)),
+        "cost": table(
+            ("environments", "invocations a second of each", *(f"{way}, USD a month" for way in WAYS)),
+            (
+                [
+                    f"{workload.environments:,}",
+                    f"{workload.invocations_per_second:g}",
+                    *(f"{bill.usd:,.0f}" for bill in bills(workload).values()),
+                ]
+                for case in DEFAULT_CASES
+                for workload in case
+            ),
+        ),
+        "prices": table(
+            ("list price", "USD", "for each", "read"),
+            ([f"[{price.what}]({price.source})", f"{price.usd:g}", price.unit, price.read] for price in PRICES),
+        ),
+        "faults": table(
+            ("fault", "what happens", "what must hold", "invocations that may fail"),
+            (
+                [f"`{each.name}`", each.title, each.promise, "none" if each.may_fail_seconds is None else "in flight"]
+                for each in FAULTS.values()
+            ),
+        ),
         "parameters": table(
             ("parameter", "value", "why"),
             ([f"`{each.name}`", f"`{each.value}`", each.reason] for each in tuned_parameters()),

@@ -14,12 +14,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import at_least_one, line_results, machine_line, make_console, write_results
-from benchmarks.data import memory, speed, tables
+from benchmarks.command import (
+    add_outputs,
+    at_least_one,
+    clear_errors,
+    line_results,
+    machine_line,
+    make_console,
+    write_page,
+    write_results,
+)
+from benchmarks.data import memory, sections, speed, tables
 from benchmarks.data.servers import Rig, running
 from benchmarks.lines import Line, show
 from benchmarks.proxy.clients import allow_descriptors
 from benchmarks.proxy.pair import running_database
+from benchmarks.section import Section
 from rich.console import Console
 
 from emberpool_local.burst.machine import this_machine
@@ -42,11 +52,18 @@ class Options:
     connections: tuple[int, ...]
     requests: int
     output: Path | None
+    page: Path | None
 
 
 def main() -> None:
-    """Measure, print, and write the JSON file."""
+    """Measure, print, and write the JSON file and the page."""
     options = _options()
+    with clear_errors():
+        lines = _measure(options)
+    sys.exit(any(line.is_met is False for line in lines))
+
+
+def _measure(options: Options) -> list[Line]:
     console = make_console()
     allow_descriptors(DESCRIPTORS)
     began = time.monotonic()
@@ -55,28 +72,30 @@ def main() -> None:
         machine = this_machine(str(database.postgres.program.version), ".".join(map(str, pgbouncer.version)))
         console.print(machine_line(machine))
         with running(database, pgbouncer, folder) as rig:
-            lines, found = _measured(options, rig, console)
+            shown, found = _measured(options, rig, console, machine_line(machine))
+    lines = [line for section in shown for line in section.lines]
     seconds = time.monotonic() - began
     show(console, lines)
     console.print(_method(options, seconds))
-    write_results(options.output, line_results(machine, options, lines, seconds) | found)
-    sys.exit(any(line.is_met is False for line in lines))
+    write_results(options.output, line_results(machine, options, lines, seconds, shown) | found)
+    write_page(options.page, shown, "make bench-data")
+    return lines
 
 
-def _measured(options: Options, rig: Rig, console: Console) -> tuple[list[Line], dict[str, Any]]:
-    lines: list[Line] = []
+def _measured(options: Options, rig: Rig, console: Console, machine: str) -> tuple[list[Section], dict[str, Any]]:
+    shown: list[Section] = []
     found: dict[str, Any] = {}
     if "speed" in options.parts:
         cells = speed.measure(rig, options.connections, options.repetitions, options.block_seconds)
         console.print(tables.cell_table(cells))
-        lines += tables.speed_lines(cells)
+        shown.append(sections.speed_section(cells, options.repetitions, options.block_seconds, machine))
         found["cells"] = [asdict(cell) for cell in cells]
     if "memory" in options.parts:
         grown = memory.measure(rig, options.requests)
         console.print(tables.memory_text(grown))
-        lines += tables.memory_lines(grown)
+        shown.append(sections.memory_section(grown, machine))
         found["memory"] = asdict(grown)
-    return lines, found
+    return shown, found
 
 
 def _method(options: Options, seconds: float) -> str:
@@ -104,7 +123,7 @@ def _options() -> Options:
         type=at_least_one,
         help=f"memory: (default {MEMORY_REQUESTS:,} with --only memory, else {FEWER_MEMORY_REQUESTS:,})",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write all repetitions to this file (JSON)")
+    add_outputs(parser)
     given = parser.parse_args()
     if not given.block_seconds > 0:
         parser.error(f"--block-seconds must be above 0, got {given.block_seconds:g}")
@@ -118,6 +137,7 @@ def _options() -> Options:
         connections=tuple(given.connections),
         requests=requests,
         output=given.output,
+        page=given.page,
     )
 
 

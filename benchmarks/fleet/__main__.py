@@ -9,14 +9,23 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.command import at_least_one, line_results, machine_line, make_console, write_results
-from benchmarks.fleet import coordination, reaction, simulated, skew, tables
-from benchmarks.lines import Line, show
+from benchmarks.command import (
+    add_outputs,
+    at_least_one,
+    clear_errors,
+    line_results,
+    machine_line,
+    make_console,
+    write_page,
+    write_results,
+)
+from benchmarks.fleet import coordination, reaction, sections, simulated, skew
+from benchmarks.lines import show
 from benchmarks.proxy.clients import allow_descriptors
+from benchmarks.section import Section
 
 from emberpool_local.burst.machine import this_machine
 from emberpool_local.host.temp_folder import TempFolder
@@ -39,34 +48,47 @@ class Options:
     tasks: tuple[int, ...]
     simulated_tasks: int
     output: Path | None
+    page: Path | None
 
 
 def main() -> None:
-    """Measure, print, and write the JSON file."""
+    """Measure, print, and write the JSON file and the page, both after each part."""
     options = _options()
+    with clear_errors():
+        shown = _measure(options)
+    sys.exit(any(section.missed for section in shown))
+
+
+def _measure(options: Options) -> list[Section]:
     console = make_console()
     allow_descriptors(options.simulated_tasks * DESCRIPTORS_PER_TASK + SPARE_DESCRIPTORS)
     pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
     machine = this_machine(str(find_postgres().version), ".".join(map(str, pgbouncer.version)))
     console.print(machine_line(machine))
     began = time.monotonic()
+    shown: list[Section] = []
     with TempFolder("bench") as folder:
-        lines = _measured(options, pgbouncer, folder)
-    seconds = time.monotonic() - began
+        for part in options.parts:
+            shown.append(_section(part, options, pgbouncer, folder, machine_line(machine)))
+            lines = [line for section in shown for line in section.lines]
+            seconds = time.monotonic() - began
+            write_results(options.output, line_results(machine, options, lines, seconds, shown))
+            write_page(options.page, shown, "make bench-fleet")
     show(console, lines)
     console.print(_method(options, seconds))
-    write_results(options.output, line_results(machine, options, lines, seconds))
-    sys.exit(any(line.is_met is False for line in lines))
+    return shown
 
 
-def _measured(options: Options, pgbouncer: PgbouncerProgram, folder: Path) -> list[Line]:
-    parts: dict[str, Callable[[], list[Line]]] = {
-        "reaction": lambda: tables.reaction_lines(reaction.measure(pgbouncer, options.repetitions)),
-        "skew": lambda: tables.skew_lines(skew.measure(pgbouncer, options.repetitions, options.block_seconds, folder)),
-        "cost": lambda: tables.cost_lines(coordination.measure(pgbouncer, options.tasks, options.cost_seconds, folder)),
-        "simulated": lambda: tables.simulated_lines(simulated.measure(options.simulated_tasks, options.cost_seconds)),
-    }
-    return [line for part in options.parts for line in parts[part]()]
+def _section(part: str, options: Options, pgbouncer: PgbouncerProgram, folder: Path, machine: str) -> Section:
+    if part == "reaction":
+        return sections.reaction_section(reaction.measure(pgbouncer, options.repetitions), machine)
+    if part == "skew":
+        blocks = skew.measure(pgbouncer, options.repetitions, options.block_seconds, folder)
+        return sections.skew_section(blocks, machine)
+    if part == "cost":
+        costs = coordination.measure(pgbouncer, options.tasks, options.cost_seconds, folder)
+        return sections.cost_section(costs, machine)
+    return sections.simulated_section(simulated.measure(options.simulated_tasks, options.cost_seconds), machine)
 
 
 def _method(options: Options, seconds: float) -> str:
@@ -84,11 +106,11 @@ def _options() -> Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="may be given several times (default: all)")
     parser.add_argument("--repetitions", type=at_least_one, default=7, help="bursts and blocks (default 7)")
-    parser.add_argument("--block-seconds", type=at_least_one, default=10, help="skew: each block (default 10)")
+    parser.add_argument("--block-seconds", type=at_least_one, default=15, help="skew: each block (default 15)")
     parser.add_argument("--cost-seconds", type=float, default=10.0, help="cost: each phase (default 10)")
     parser.add_argument("--tasks", type=at_least_one, nargs="+", default=[2, 10], help="cost: fleets (default 2 10)")
     parser.add_argument("--simulated-tasks", type=at_least_one, default=500, help="(default 500)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write all repetitions to this file (JSON)")
+    add_outputs(parser)
     given = parser.parse_args()
     if given.block_seconds <= skew.LEAD_IN_SECONDS:
         parser.error(f"--block-seconds must be above {skew.LEAD_IN_SECONDS}, got {given.block_seconds}")
@@ -100,6 +122,7 @@ def _options() -> Options:
         tasks=tuple(given.tasks),
         simulated_tasks=given.simulated_tasks,
         output=given.output,
+        page=given.page,
     )
 
 

@@ -1,4 +1,4 @@
-"""Skewed load on two tasks: one shared budget against one big pool with all of it, and against two equal halves.
+"""Skewed load on four tasks: one shared budget against one big pool with all of it, and against an equal split.
 
 pgbench holds each server connection for a fixed time, so that connections and not this machine's cores are short. Nine
 of ten clients are on the busy task. The three take turns, in blocks.
@@ -13,24 +13,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.fleet.rig import FleetTerms, RunningFleet, pgbench_of, running_alone, running_database, running_fleet
+from benchmarks.fleet.rig import (
+    FleetTerms,
+    RunningFleet,
+    RunningTask,
+    pgbench_of,
+    running_alone,
+    running_database,
+    running_fleet,
+)
 
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 
-BUDGET = 100
-TASKS = 2
+BUDGET = 200
+TASKS = 4
 TERMS = FleetTerms(tasks=TASKS, slots=BUDGET - TASKS * 4)
 CLIENTS = 2 * BUDGET
 BUSY_SHARE = 0.9
-HOLD_MS = 25  # as 10 ms with 40 connections: what the cores bear
-LEAD_IN_SECONDS = 5  # of a block: slots move, and PgBouncer opens connections one after the other
-SHARED, BIG, HALVES = "one shared budget", "one big pool", "two halves"
-PROGRESS = re.compile(r"progress: [\d.]+ s, ([\d.]+) tps, lat ([\d.]+) ms")
+HOLD_MS = 100  # 2,000 transactions a second at most: what the cores bear beside everything else
+LEAD_IN_SECONDS = 8  # of a block: clients log in, slots move, PgBouncer opens connections one after the other
+SHARED, BIG, SPLIT = "emberpool, a shared budget", "one big pool", "an equal split"
+PROGRESS = re.compile(r"progress: ([\d.]+) s, ([\d.]+) tps, lat ([\d.]+) ms")
 
 
 @dataclass(frozen=True)
 class Side:
-    """What the clients of one task saw, second by second."""
+    """What the clients of the busy task, or those of all quiet ones, saw, second by second."""
 
     rates: Sequence[float]
     latencies_ms: Sequence[float]
@@ -62,15 +70,15 @@ def measure(program: PgbouncerProgram, repetitions: int, seconds: int, folder: P
     settings = {"server_idle_seconds": "2"}
     script = folder / "hold.sql"
     script.write_text(f"select pg_sleep({HOLD_MS / 1000});\n")
-    found: dict[str, list[Block]] = {SHARED: [], BIG: [], HALVES: []}
+    found: dict[str, list[Block]] = {SHARED: [], BIG: [], SPLIT: []}
     with (
         running_database(3 * BUDGET + 40) as database,
         running_fleet(database, program, TERMS, settings) as shared,
         running_alone(database, program, [BUDGET], settings) as big,
-        running_alone(database, program, [BUDGET // 2, BUDGET // 2], settings) as halves,
+        running_alone(database, program, [BUDGET // TASKS] * TASKS, settings) as split,
     ):
         pgbench = pgbench_of(database)
-        fleets = {SHARED: shared, BIG: big, HALVES: halves}
+        fleets = {SHARED: shared, BIG: big, SPLIT: split}
         for repetition in range(repetitions + 1):
             for name in random.sample(list(fleets), len(fleets)):
                 block = _block(pgbench, script, fleets[name], seconds if repetition else LEAD_IN_SECONDS + 1)
@@ -80,34 +88,69 @@ def measure(program: PgbouncerProgram, repetitions: int, seconds: int, folder: P
 
 
 def _block(pgbench: str, script: Path, fleet: RunningFleet, seconds: int) -> Block:
+    # The quiet clients are spread over the other tasks; one big pool has both kinds.
+    busy_task, *quiet_tasks = fleet.tasks
+    quiet_tasks = quiet_tasks or [busy_task]
     busy_clients = round(BUSY_SHARE * CLIENTS)
-    counts = (busy_clients, CLIENTS - busy_clients)
-    tasks = (fleet.tasks[0], fleet.tasks[-1])  # one big pool has both kinds of clients
-    running = [
-        subprocess.Popen(
-            [
-                pgbench,
-                "--no-vacuum",
-                f"--file={script}",
-                f"--client={clients}",
-                "--jobs=1",
-                f"--time={seconds}",
-                "--progress=1",
-            ],
-            env=task.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for task, clients in zip(tasks, counts, strict=True)
+    quiet_each = (CLIENTS - busy_clients) // len(quiet_tasks)
+    busy = _pgbench(pgbench, script, busy_task, busy_clients, seconds)
+    quiet = [_pgbench(pgbench, script, task, quiet_each, seconds) for task in quiet_tasks]
+    return Block(_side(busy, seconds), _together([_side(process, seconds) for process in quiet]))
+
+
+def _pgbench(pgbench: str, script: Path, task: RunningTask, clients: int, seconds: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            pgbench,
+            "--no-vacuum",
+            f"--file={script}",
+            f"--client={clients}",
+            "--jobs=1",
+            f"--time={seconds}",
+            "--progress=1",
+        ],
+        env=task.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _together(sides: Sequence[Side]) -> Side:
+    """Return what the clients of all these tasks saw: their rates summed, the mean of their latencies."""
+    seconds = min(len(side.rates) for side in sides)
+    rates = [sum(side.rates[second] for side in sides) for second in range(seconds)]
+    latencies = [
+        sum(side.rates[second] * side.latencies_ms[second] for side in sides) / (rates[second] or 1.0)
+        for second in range(seconds)
     ]
-    busy, quiet = (_side(process, seconds) for process in running)
-    return Block(busy, quiet)
+    return Side(rates, latencies)
 
 
 def _side(process: subprocess.Popen[str], seconds: int) -> Side:
     _, errors = process.communicate(timeout=seconds + 60)
-    lines = [(float(rate), float(latency)) for rate, latency in PROGRESS.findall(errors)]
-    if process.returncode or len(lines) < seconds - 1:
+    side = side_of(errors, seconds)
+    if process.returncode or side is None:
         raise RuntimeError(f"pgbench: {errors.strip()[-500:]}")
-    return Side([rate for rate, _ in lines], [latency for _, latency in lines])
+    return side
+
+
+def side_of(output: str, seconds: int) -> Side | None:
+    """Return what pgbench said, a zero for each second without a line; None when the measured ones have too few.
+
+    While its clients log in pgbench says nothing, and so it does when the machine is too busy for it.
+    """
+    rates, latencies_ms = [0.0] * seconds, [0.0] * seconds
+    seen = set()
+    for at, rate, latency in PROGRESS.findall(output):
+        second = min(max(round(float(at)), 1), seconds) - 1
+        rates[second], latencies_ms[second] = float(rate), float(latency)
+        seen.add(second)
+    measured = seen & set(range(LEAD_IN_SECONDS, seconds))
+    if len(measured) < seconds - LEAD_IN_SECONDS - 1:
+        return None
+    # One line may be missing: its second is what the one before it was.
+    for second in range(LEAD_IN_SECONDS, seconds):
+        if second not in seen:
+            rates[second], latencies_ms[second] = rates[second - 1], latencies_ms[second - 1]
+    return Side(rates, latencies_ms)

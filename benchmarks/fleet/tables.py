@@ -34,8 +34,8 @@ def _slots(bursts: Sequence[Reaction]) -> list[float]:
 
 def skew_lines(found: Mapping[str, Sequence[Block]]) -> list[Line]:
     """Return the ratios of transactions a second, and how long clients waited."""
-    shared, big, halves = found[skew.SHARED], found[skew.BIG], found[skew.HALVES]
-    load = f"{skew.BUSY_SHARE:.0%} of the clients on one of two tasks"
+    shared, big, split = found[skew.SHARED], found[skew.BIG], found[skew.SPLIT]
+    load = f"{skew.BUSY_SHARE:.0%} of the clients on one of {skew.TASKS} tasks"
     per_connection = skew.BUDGET / (skew.BUDGET - skew.TASKS * 2)
     from_the_start = ratios([block.rate(0) for block in shared], [block.rate(0) for block in big])
     against_big = ratios(_rates(shared), _rates(big))
@@ -43,7 +43,7 @@ def skew_lines(found: Mapping[str, Sequence[Block]]) -> list[Line]:
         Line(f"{load}: transactions/s against one big pool", "ratio", against_big, 3, at_least=GOAL_SKEW_RATIO),
         Line("the same for each pool connection", "ratio", [one * per_connection for one in against_big], 3),
         Line("the same from the first second on, all pools cold", "ratio", from_the_start, 3),
-        Line(f"{load}: transactions/s against two halves", "ratio", ratios(_rates(shared), _rates(halves)), 3),
+        Line(f"{load}: transactions/s against an equal split", "ratio", ratios(_rates(shared), _rates(split)), 3),
     ]
     for name, blocks in found.items():
         for side in ("busy", "quiet"):

@@ -12,9 +12,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import at_least_one, machine_line, make_console, write_results
-from benchmarks.layer import cold_start, import_time, tables, warm_path
+from benchmarks.command import (
+    add_outputs,
+    at_least_one,
+    clear_errors,
+    machine_line,
+    make_console,
+    write_page,
+    write_results,
+)
+from benchmarks.layer import cold_start, import_time, sections, tables, warm_path
 from benchmarks.layer.cores import Cores
+from benchmarks.section import Section, sections_json
 from rich.console import Console
 
 from emberpool_local.burst.machine import this_machine
@@ -35,12 +44,18 @@ class Options:
     invocations: int
     delays_ms: tuple[float, ...]
     own_imports: tuple[str, ...]
-    json: Path | None
+    output: Path | None
+    page: Path | None
 
 
 def main() -> None:
-    """Measure, print, and write the JSON file."""
+    """Measure, print, and write the JSON file and the page."""
     options = _options()
+    with clear_errors():
+        _measure(options)
+
+
+def _measure(options: Options) -> None:
     began = time.monotonic()
     console = make_console()
     cores = Cores.chosen()
@@ -48,30 +63,35 @@ def main() -> None:
     machine = this_machine(str(find_postgres().version), ".".join(map(str, pgbouncer.version)))
     console.print(machine_line(machine), cores.text(), sep="\n")
     results: dict[str, Any] = {"machine": asdict(machine), "cores": cores.text()}
+    shown: list[Section] = []
     with TempFolder("bench") as folder:
         for part in options.parts:
-            results[part] = _measured(part, options, cores, folder, console)
+            results[part], section = _measured(part, options, cores, folder, console, machine_line(machine))
+            shown.append(section)
     results["seconds"] = round(time.monotonic() - began, 1)
     console.print(f"\nmeasured in {results['seconds']:.0f} s")
-    write_results(options.json, results)
+    write_results(options.output, results | {"sections": sections_json(shown)})
+    write_page(options.page, shown, "make bench-layer")
 
 
-def _measured(part: str, options: Options, cores: Cores, folder: Path, console: Console) -> Mapping[str, Any]:
+def _measured(
+    part: str, options: Options, cores: Cores, folder: Path, console: Console, machine: str
+) -> tuple[Mapping[str, Any], Section]:
     console.print()
     if part == "warm":
         found = {}
         for placed in dict.fromkeys((cores.together(), cores)):
-            warm = warm_path.measure(placed, options.repetitions, options.invocations)
-            tables.show_warm_path(console, warm, placed)
-            found[placed.text()] = tables.warm_path_json(warm)
-        return found
+            found[placed] = warm_path.measure(placed, options.repetitions, options.invocations)
+            tables.show_warm_path(console, found[placed], placed)
+        results = {placed.text(): tables.warm_path_json(warm) for placed, warm in found.items()}
+        return results, sections.warm_path_section(found, machine)
     if part == "imports":
         imports = import_time.measure(cores, folder, options.repetitions)
         tables.show_imports(console, imports)
-        return tables.imports_json(imports)
+        return tables.imports_json(imports), sections.imports_section(imports, machine)
     cold = cold_start.measure(cores, folder, options.cold_repetitions, options.delays_ms, options.own_imports)
     tables.show_cold_start(console, cold)
-    return tables.cold_start_json(cold)
+    return tables.cold_start_json(cold), sections.cold_start_section(cold, machine)
 
 
 def _options() -> Options:
@@ -83,7 +103,8 @@ def _options() -> Options:
     parser.add_argument(
         "--delay-ms", type=float, action="append", help="cold start: delay of a round trip (default: 0 and 2)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all repetitions to this file")
+    add_outputs(parser)
+    parser.add_argument("--json", type=Path, dest="output", help=argparse.SUPPRESS)  # its name until 0.1
     given = parser.parse_args()
     return Options(
         parts=tuple(given.only or PARTS),
@@ -92,7 +113,8 @@ def _options() -> Options:
         invocations=given.invocations,
         delays_ms=tuple(given.delay_ms or (0.0, 2.0)),
         own_imports=cold_start.OWN_IMPORTS,
-        json=given.json,
+        output=given.output,
+        page=given.page,
     )
 
 

@@ -1,7 +1,8 @@
 """`python -m benchmarks.proxy.clients`: thousands of TLS clients in one process, lighter than a driver's.
 
 Each line of standard input is a command in JSON, each answer a line: {"connect": COUNT, …} logs in COUNT clients at
-once over TLS and SCRAM and holds them, {"close": true} drops them. It ends when its standard input is closed.
+once over TLS and SCRAM and holds them; with "asks" they are done after a first row. {"close": true} drops them. It ends
+when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 PROTOCOL_3 = 196608
+FIRST_QUERY = b"Q" + struct.pack("!I", 4 + len(b"select 1\0")) + b"select 1\0"
 SASL, SASL_CONTINUE, SASL_FINAL = 10, 11, 12
 LONGEST_WAIT_SECONDS = 120.0
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: thousands of ports in TIME_WAIT would run out
@@ -49,11 +51,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Storm:
-    """What became of clients that logged in at once: how long until the last was in, and the errors by text."""
+    """What became of clients that logged in at once: how long until the last was in, and the errors by text.
+
+    `moments` are the seconds after which each hundredth of those that got in was in (and had its row, if it asked).
+    """
 
     clients: int
     seconds: float
     failures: dict[str, int]
+    moments: list[float] = field(default_factory=list)
 
     @property
     def logins_per_second(self) -> float:
@@ -66,9 +72,9 @@ class ClientProcess:
 
     process: subprocess.Popen[str]
 
-    def connect(self, target: Target, count: int) -> Storm:
-        """Log in `count` more clients at once and hold them."""
-        return Storm(**self._ask({"connect": count, "target": vars(target)}))
+    def connect(self, target: Target, count: int, asks: bool = False) -> Storm:
+        """Log in `count` more clients at once and hold them; each that `asks` is done when it has a first row."""
+        return Storm(**self._ask({"connect": count, "asks": asks, "target": vars(target)}))
 
     def close(self) -> None:
         """Drop all clients."""
@@ -117,8 +123,26 @@ class _Client:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def log_in(self) -> Steps:
-        """Connect, encrypt, prove the password. Raises LoginFailed or OSError."""
+    def steps(self, asks: bool) -> Steps:
+        """Log in, and get a first row if it asks. Raises LoginFailed or OSError."""
+        yield from self._log_in()
+        if asks:
+            yield from self._ask()
+
+    def _ask(self) -> Steps:
+        self.socket.send(FIRST_QUERY)
+        has_row = False
+        while True:
+            kind, body = yield from self._message()
+            if kind == b"E":
+                raise LoginFailed(_text(body))
+            has_row = has_row or kind == b"D"
+            if kind == b"Z":
+                if not has_row:
+                    raise LoginFailed("no row")
+                return
+
+    def _log_in(self) -> Steps:
         self.socket.connect_ex((self._target.host, self._target.port))
         yield select.EPOLLOUT
         if error := self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -145,7 +169,7 @@ class _Client:
         while True:
             kind, body = yield from self._message()
             if kind == b"E":
-                raise LoginFailed(body.decode(errors="replace").replace("\0", " "))
+                raise LoginFailed(_text(body))
             if kind == b"Z":
                 return
             step = struct.unpack("!I", body[:4])[0] if kind == b"R" else None
@@ -173,6 +197,12 @@ class _Client:
         return message[:1], message[5:]
 
 
+def _text(body: bytes) -> str:
+    """Return the message of an error, without what differs from client to client."""
+    fields = [field.decode(errors="replace") for field in body.split(b"\0") if field]
+    return next((field[1:] for field in fields if field.startswith("M")), "an error without a message")
+
+
 def _proof(password: str, first: str, server_first: str) -> bytes:
     given = dict(part.split("=", 1) for part in server_first.split(","))
     client_key, stored_key = _keys(password, given["s"], int(given["i"]))
@@ -190,7 +220,7 @@ def _keys(password: str, salt: str, iterations: int) -> tuple[bytes, bytes]:
     return client_key, hashlib.sha256(client_key).digest()
 
 
-def log_in_at_once(target: Target, count: int) -> tuple[Storm, list[_Client]]:
+def log_in_at_once(target: Target, count: int, asks: bool) -> tuple[Storm, list[_Client]]:
     """Log in all clients as fast as they are let in; return those who are in beside the outcome."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE  # verifying is the clients' work
@@ -198,10 +228,11 @@ def log_in_at_once(target: Target, count: int) -> tuple[Storm, list[_Client]]:
     began = time.monotonic()
     running: dict[int, tuple[_Client, Steps]] = {}
     done: list[_Client] = []
+    moments: list[float] = []
     with select.epoll() as poll:
         for _ in range(count):
             client = _Client(target, tls)
-            steps = client.log_in()
+            steps = client.steps(asks)
             poll.register(client.socket.fileno(), next(steps))
             running[client.socket.fileno()] = (client, steps)
         while running and time.monotonic() - began < LONGEST_WAIT_SECONDS:
@@ -211,6 +242,7 @@ def log_in_at_once(target: Target, count: int) -> tuple[Storm, list[_Client]]:
                     poll.modify(descriptor, next(steps))
                 except StopIteration:
                     done.append(client)
+                    moments.append(time.monotonic() - began)
                 except (LoginFailed, OSError) as error:
                     failures[str(error)] += 1
                 else:
@@ -220,7 +252,8 @@ def log_in_at_once(target: Target, count: int) -> tuple[Storm, list[_Client]]:
         seconds = time.monotonic() - began
     if running:
         failures[f"not in after {LONGEST_WAIT_SECONDS:g} s"] += len(running)
-    return Storm(count, seconds, dict(failures)), done
+    hundredths = [moments[(len(moments) - 1) * part // 100] for part in range(101)] if moments else []
+    return Storm(count, seconds, dict(failures), hundredths), done
 
 
 def main() -> None:
@@ -230,7 +263,7 @@ def main() -> None:
         command = json.loads(line)
         if "connect" in command:
             allow_descriptors(command["connect"] + len(held) + 100)
-            storm, clients = log_in_at_once(Target(**command["target"]), command["connect"])
+            storm, clients = log_in_at_once(Target(**command["target"]), command["connect"], command["asks"])
             held += clients
             answer: dict[str, Any] = vars(storm)
         else:

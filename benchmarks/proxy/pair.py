@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,10 @@ from emberpool_local.host.waiting import wait_until
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_local.proxy import DatabaseAccess, LocalProxy
+from emberpool_proxy.pgbouncer.config import LIMIT, POOL_SIZE
 
 START_SECONDS = 10.0
+SERVER_CONNECTIONS = 20
 MIB = 2**20
 
 
@@ -74,7 +77,9 @@ def running_proxy(
     database: Database, program: PgbouncerProgram, settings: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Pool, LocalProxy]]:
     """Run our proxy as deployed, on a port of its own."""
-    with LocalProxy(database.access, max_server_connections=20, settings=settings, pgbouncer=program) as proxy:
+    with LocalProxy(
+        database.access, max_server_connections=SERVER_CONNECTIONS, settings=settings, pgbouncer=program
+    ) as proxy:
         supervisor = proxy.child.pid
         children = {pid: _command(pid) for pid in _children(supervisor)}
         agent = next(pid for pid, command in children.items() if "agent" in command)
@@ -95,7 +100,12 @@ def running_bare_copy(ours: Pool, proxy: LocalProxy, program: PgbouncerProgram) 
                 shutil.copy(path, folder / path.name)
         ini = folder / "pgbouncer.ini"
         text = ini.read_text().replace(str(source), str(folder))
-        ini.write_text(text.replace(f"listen_port = {proxy.port}", f"listen_port = {port}"))
+        text = text.replace(f"listen_port = {proxy.port}", f"listen_port = {port}")
+        # What PgBouncer starts with is one server connection: the agent gives it the others.
+        text, count = re.subn(rf"^({POOL_SIZE}|{LIMIT}) = .*$", rf"\1 = {SERVER_CONNECTIONS}", text, flags=re.MULTILINE)
+        if count != 2:
+            raise RuntimeError(f"{ini} has {count} limits of server connections, not 2")
+        ini.write_text(text)
         copied = folder / "pgbouncer"  # the proxy's own may be out of reach for the user that it runs as
         shutil.copy(program.path, copied)
         for path in (folder, *folder.iterdir()):
