@@ -93,8 +93,8 @@ def generated() -> dict[str, str]:
             ),
         ),
         "prices": table(
-            ("list price", "USD", "for each", "read"),
-            ([f"[{price.what}]({price.source})", f"{price.usd:g}", price.unit, price.read] for price in PRICES),
+            ("list price", "USD", "for each", "from"),
+            ([f"[{price.what}]({price.source})", f"{price.usd:g}", price.unit, price.basis] for price in PRICES),
         ),
         "faults": table(
             ("fault", "what happens", "what must hold", "invocations that may fail"),

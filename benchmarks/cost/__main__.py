@@ -70,9 +70,9 @@ def _cost_table(workloads: Sequence[Workload]) -> Table:
 
 
 def _price_table() -> Table:
-    table = Table(f"list price, {prices.REGION}", "USD", "for each", "read", "source")
+    table = Table(f"list price, {prices.REGION}, {prices.AS_OF}", "USD", "for each", "from", "source")
     for price in prices.PRICES:
-        table.add_row(price.what, f"{price.usd:g}", price.unit, price.read, price.source)
+        table.add_row(price.what, f"{price.usd:g}", price.unit, price.basis, price.source)
     return table
 
 
