@@ -142,6 +142,7 @@ def test_outdated_pgbouncer_in_the_image_is_told(stand_in: StandIn) -> None:
     "stray",
     [
         "usr/bin/gcc",
+        "usr/bin/apt-get",
         "opt/emberpool/bin/pip",
         "usr/bin/curl",
         "opt/emberpool/app/.env",

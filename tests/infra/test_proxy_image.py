@@ -95,19 +95,28 @@ def test_everything_copied_from_the_context_is_in_it(instructions: list[list[Ins
 
 
 def test_last_stage_has_no_build_tools(instructions: list[list[Instruction]]) -> None:
-    """pip and venv are installed in the middle stage only; the last one copies the result."""
-    base, build, last = instructions[1], instructions[2], instructions[3]
+    """pip and venv are installed in a stage of their own only; the last one copies the result."""
+    base, build, runtime, last = instructions[1:]
     assert base[0][1].endswith("AS base")
-    assert last[0] == ("FROM", "base")
+    assert runtime[0] == ("FROM", "base AS runtime")
     middle = " ".join(rest for name, rest in build if name == "RUN")
     for option in ("--require-hashes", "--only-binary=:all:", "python3-venv"):
         assert option in middle
-    for stage in (base, last):
+    for stage in (base, runtime, last):
         commands = " ".join(rest for name, rest in stage if name == "RUN")
         assert not re.search(r"\b(pip|venv|gcc|build-essential|curl|wget)\b", commands)
     (installed,) = (rest for name, rest in base if name == "RUN" and "apt-get install" in rest)
     for package in ("pgbouncer", "ca-certificates", "python3"):
         assert f" {package} " in installed
+
+
+def test_what_was_removed_lies_in_no_layer(instructions: list[list[Instruction]]) -> None:
+    """The last stage begins with nothing: from the base, it would still have the files that a later step removes."""
+    runtime, last = instructions[3:]
+    (purge,) = (rest for name, rest in runtime if name == "RUN")
+    for package in ("apt", "perl-base"):
+        assert f" {package} " in purge
+    assert last[:2] == [("FROM", "scratch"), ("COPY", "--from=runtime / /")]
 
 
 def test_pgbouncer_alone_comes_from_the_next_debian(instructions: list[list[Instruction]]) -> None:

@@ -31,7 +31,15 @@ STOP_SECONDS = 20
 PROBE_TIMEOUT_SECONDS = 2.0
 HTTP_OK = 200
 BYTES_PER_KILOBYTE = 1024  # the kernel's kB
-FIRST_PROCESS = "1"  # the supervisor; the agent and the PgBouncers are its children
+FIRST_PROCESS = "1"  # the supervisor; the other parts are its children
+PARTS = {"agent": "agent", "data endpoint": "data-endpoint"}  # the word of the command line that starts each
+COMMAND = "Command"
+# A form feed between processes, which no command line has: the shell's own has it as it is written here.
+LIST_PROCESSES = rf"""
+for each in /proc/[0-9]*; do
+    printf '\f'; cat "$each/status"; printf '{COMMAND}: '; tr '\000\n' '  ' < "$each/cmdline"
+done 2> /dev/null || true  # one that ends meanwhile is no failure
+"""
 # The container is on this machine: an HTTP proxy that the environment names must not be asked.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -132,16 +140,18 @@ class ImageContainer:
 
     def users(self) -> set[str]:
         """Return the user ids of all its processes."""
-        return {process["Uid"] for process in self._processes()}
+        return {process["Uid"].split()[0] for process in self._processes()}
 
-    def megabytes(self) -> tuple[float, float]:
-        """Return the resident memory of supervisor and agent, PgBouncer not counted. Raises SmokeTestFailed."""
+    def megabytes(self) -> dict[str, float]:
+        """Return the resident memory of each part in Python. Raises SmokeTestFailed when one does not run."""
         processes = self._processes()
-        supervisor = next((each for each in processes if each["Pid"] == FIRST_PROCESS), None)
-        agent = next((each for each in processes if _is_agent(each)), None)
-        if supervisor is None or agent is None:
-            raise self.failed(f"it has no agent: its processes are {sorted(each['Name'] for each in processes)}")
-        return _resident_megabytes(supervisor), _resident_megabytes(agent)
+        found = {"supervisor": next(each for each in processes if each["Pid"] == FIRST_PROCESS)}
+        for part, word in PARTS.items():
+            process = next((each for each in processes if word in each[COMMAND].split()), None)
+            if process is None:
+                raise self.failed(f"it has no {part}: its processes are {sorted(each['Name'] for each in processes)}")
+            found[part] = process
+        return {part: _resident_megabytes(process) for part, process in found.items()}
 
     def stop(self) -> subprocess.Popen[bytes]:
         """Start to stop it as ECS does: SIGTERM, then SIGKILL if it takes longer than STOP_SECONDS."""
@@ -170,21 +180,15 @@ class ImageContainer:
         return inherited | {variable(name): value for name, value in self.settings.items()}
 
     def _processes(self) -> list[dict[str, str]]:
-        """Return the kernel's account of each process, the first word of each of its lines."""
-        # One that ends meanwhile is no failure; the shell has what the image has no program for.
-        text = self.run("sh", "-c", "cat /proc/[0-9]*/status 2> /dev/null || true")
-        accounts = [account for account in text.split("Name:") if account]
-        return [_by_name(f"Name:{account}") for account in accounts]
+        """Return the kernel's account of each process, and its command line."""
+        accounts = (_by_name(account) for account in self.run("sh", "-c", LIST_PROCESSES).split("\f"))
+        return [account for account in accounts if COMMAND in account]
 
 
 def _by_name(account: str) -> dict[str, str]:
     lines = (line.partition(":") for line in account.splitlines())
-    return {name: words.split()[0] for name, _, words in lines if words.strip()}
-
-
-def _is_agent(process: Mapping[str, str]) -> bool:
-    return process["PPid"] == FIRST_PROCESS and process["Name"].startswith("python")
+    return {name: words.strip() for name, _, words in lines if words.strip()}
 
 
 def _resident_megabytes(process: Mapping[str, str]) -> float:
-    return int(process["VmRSS"]) * BYTES_PER_KILOBYTE / BYTES_PER_MEGABYTE
+    return int(process["VmRSS"].split()[0]) * BYTES_PER_KILOBYTE / BYTES_PER_MEGABYTE

@@ -17,7 +17,9 @@ from emberpool_app.image.docker import Docker
 DPKG_STATUS = "var/lib/dpkg/status"
 OS_RELEASE = "usr/lib/os-release"
 PROXY_FOLDER = "opt/emberpool/"
-BUILD_TOOLS = frozenset(("cc", "gcc", "g++", "clang", "make", "pip", "pip3", "uv", "git", "curl", "wget", "psql"))
+BUILD_TOOLS = frozenset(
+    ("apt", "apt-get", "cc", "gcc", "g++", "clang", "make", "perl", "pip", "pip3", "uv", "git", "curl", "wget", "psql")
+)
 SECRETS = re.compile(
     r"(^|/)(\.env(\..*)?|\.git|\.netrc|\.npmrc|\.pypirc|\.aws|\.ssh|id_(rsa|ecdsa|ed25519)|.*\.key)(/|$)"
 )

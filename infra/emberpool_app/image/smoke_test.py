@@ -1,8 +1,8 @@
 """Tries out the proxy's image: what only a container can show.
 
-Its own PgBouncer, Python and certificate authorities, with a read-only root and without rights: it starts, serves a
-query, drains on SIGTERM and refuses wrong settings. What the proxy does beyond that, tests/proxy_service shows without
-an image.
+Its own PgBouncer, Python, compiled packages and certificate authorities, with a read-only root and without rights: it
+starts, serves a query and a call of the RDS Data API, drains on SIGTERM and refuses wrong settings. What the proxy does
+beyond that, tests/proxy_service shows without an image.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from emberpool_app.image.container import HTTP_OK, ImageContainer, SmokeTestFailed
+from emberpool_app.image.data_endpoint import DataEndpoint
 from emberpool_app.image.docker import Docker
 from emberpool_cdk.proxy_image import CA_FILE, CONTAINER_USER
 from emberpool_local.host.ports import LOOPBACK, free_port
@@ -48,14 +49,18 @@ def smoke_test(docker: Docker, image: str, show: Callable[[str], None]) -> None:
         show("a wrong setting ends it with exit code 2 and one line that names it")
         with trial.container() as container:
             show(f"ready {container.wait_until_ready():.1f} s after docker run, its root file system read-only")
-            _check_user(container)
-            supervisor, agent = container.megabytes()
-            show(f"runs as user {CONTAINER_USER}; in memory: supervisor {supervisor:.0f} MB, agent {agent:.0f} MB")
             show(f"knows its PgBouncer as Debian's {_check_package(container)}")
-            _check_query(container, server_has_tls=postgres.program.has_tls)
+            authority_file = _copy_authority(container)
+            _check_query(container, authority_file, server_has_tls=postgres.program.has_tls)
             show(_query_words(postgres))
-            _check_drain(container)
-            show("a transaction that runs at SIGTERM commits, then it ends with exit code 0")
+            data = _data_endpoint(container, authority_file)
+            data.check_calls()
+            show("its data endpoint answers boto3 over TLS, and refuses a call that is signed with a wrong password")
+            _check_user(container)
+            show(f"runs as user {CONTAINER_USER}; {_memory_words(container)}")
+            _check_drain(container, authority_file, data)
+            _check_kept(postgres)
+            show("transactions of both kinds that run at SIGTERM commit, then it ends with exit code 0")
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ def _settings(postgres: EmbeddedPostgres) -> dict[str, str]:
         "listen_host": LOOPBACK,
         "client_port": str(free_port()),
         "health_port": str(free_port()),
-        "drain_seconds": "0.5",
+        "data_port": str(free_port()),
+        "drain_seconds": "5",  # all that the data endpoint's transaction has
         "stop_seconds": "15",
     }
 
@@ -148,9 +154,24 @@ def _check_package(container: ImageContainer) -> str:
     return installed
 
 
-def _connect(container: ImageContainer) -> psycopg.Connection:
-    authority = container.child.log_path.with_name(CLIENT_CA_FILE)
-    authority.write_text(container.run("cat", f"{ProxySettings.run_folder}/{CLIENT_CA_FILE}"))
+def _memory_words(container: ImageContainer) -> str:
+    parts = (f"{part} {megabytes:.0f} MB" for part, megabytes in container.megabytes().items())
+    return f"in memory: {', '.join(parts)}"
+
+
+def _copy_authority(container: ImageContainer) -> Path:
+    """Return a file with the authority that the proxy made for itself, which its clients verify it by."""
+    path = container.child.log_path.with_name(CLIENT_CA_FILE)
+    path.write_text(container.run("cat", f"{ProxySettings.run_folder}/{CLIENT_CA_FILE}"))
+    return path
+
+
+def _data_endpoint(container: ImageContainer, authority: Path) -> DataEndpoint:
+    port, password = int(container.settings["data_port"]), container.settings["client_password"]
+    return DataEndpoint(port, authority, CLIENT_USER, password, container.failed)
+
+
+def _connect(container: ImageContainer, authority: Path) -> psycopg.Connection:
     conninfo = make_conninfo(
         host=LOOPBACK,
         port=container.settings["client_port"],
@@ -167,8 +188,8 @@ def _connect(container: ImageContainer) -> psycopg.Connection:
         raise container.failed(f"a client cannot connect: {error}") from error
 
 
-def _check_query(container: ImageContainer, *, server_has_tls: bool) -> None:
-    with _connect(container) as connection:
+def _check_query(container: ImageContainer, authority: Path, *, server_has_tls: bool) -> None:
+    with _connect(container, authority) as connection:
         row = connection.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone()
     if row != (server_has_tls,):
         raise container.failed(f"TLS to the database was expected to be {server_has_tls}, PostgreSQL says {row}")
@@ -180,15 +201,24 @@ def _query_words(postgres: EmbeddedPostgres) -> str:
     return "serves a query over TLS; without TLS to the database, as this PostgreSQL has none"
 
 
-def _check_drain(container: ImageContainer) -> None:
-    with _connect(container) as connection:
+def _check_drain(container: ImageContainer, authority: Path, data: DataEndpoint) -> None:
+    transaction = data.begin("CREATE TABLE kept_by_call AS SELECT 1")
+    with _connect(container, authority) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1")  # opens a transaction
         with container.stop():
             try:
                 wait_until("/readyz did not notice SIGTERM", lambda: container.readiness() != HTTP_OK)
+                data.commit(transaction)
                 connection.commit()
             except (TimeoutError, psycopg.OperationalError) as error:
                 raise container.failed(f"it did not drain: {error}") from error
     exit_code = container.wait_until_ended()
     if exit_code != 0:
         raise container.failed(f"it ended with exit code {exit_code} after SIGTERM")
+
+
+def _check_kept(postgres: EmbeddedPostgres) -> None:
+    with psycopg.connect(postgres.conninfo(database=DATABASE)) as connection:
+        found = connection.execute("SELECT to_regclass('kept'), to_regclass('kept_by_call')").fetchone()
+    if found != ("kept", "kept_by_call"):
+        raise SmokeTestFailed(f"smoke test: of kept and kept_by_call, committed in the drain, there is {found}")
