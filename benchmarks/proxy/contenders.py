@@ -87,7 +87,8 @@ class BarePgbouncer:
         return Contender(self.name, Target(LOOPBACK, self.port, CLIENT, self.database, CLIENT_PASSWORD), self.child.pid)
 
     def start(self) -> None:
-        """Start the process anew; the one before has ended."""
+        """Start the process anew, as soon as the one before has ended: it has the port until then."""
+        self.child.process.wait(START_SECONDS)
         self.child = _started(self.program, self.folder)
 
 

@@ -26,8 +26,9 @@ from benchmarks.proxy.secured_database import SecuredDatabase, running_secured_d
 from emberpool_local.errors import SystemPackagesMissing
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 
-WORKLOADS: Mapping[str, str] = {"select-only": "select-only", "TPC-B-like": "tpcb-like"}
-PROTOCOLS = ("simple", "extended", "prepared")
+TPC_B, PREPARED = "TPC-B-like", "prepared"
+WORKLOADS: Mapping[str, str] = {"select-only": "select-only", TPC_B: "tpcb-like"}
+PROTOCOLS = ("simple", "extended", PREPARED)
 SCALE = 20  # as many branches as server connections: those of TPC-B do not wait for each other's row
 SPARE_CONNECTIONS = 100
 MOST_BARE_CLIENTS = 5100  # the default of 100 would refuse the others
@@ -43,7 +44,10 @@ class Cell:
 
     @property
     def arguments(self) -> list[str]:
-        return [f"--builtin={WORKLOADS[self.workload]}", f"--protocol={self.protocol}"]
+        # pgbench's thread waits while a client prepares a statement, and prepares in the middle of transactions: in a
+        # thread together with others a client may wait for the connection of one whose turn never comes.
+        jobs = self.clients if (self.workload, self.protocol) == (TPC_B, PREPARED) else 1
+        return [f"--builtin={WORKLOADS[self.workload]}", f"--protocol={self.protocol}", f"--jobs={jobs}"]
 
     def __str__(self) -> str:
         return f"{self.workload}, {self.protocol}, {self.clients} client{'s' * (self.clients > 1)}"

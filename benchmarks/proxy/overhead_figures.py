@@ -159,9 +159,10 @@ def _method(found: Overhead, repetitions: int, seconds: int) -> str:
     missing = "".join(f" Not measured: {what}: {why}." for what, why in found.without.items())
     return (
         f"{repetitions} repetitions of each load, in each all ways in a random order; a block is {seconds} s of "
-        "pgbench with one thread after a lead-in of 1 s, on the same machine. TLS and SCRAM between clients, pool and "
-        f"PostgreSQL. emberpool and the bare PgBouncer have {POOL_SIZE} server connections and the same PgBouncer; the "
-        "bare one has Debian's pgbouncer.ini with transactions as what it pools, TLS, and max_client_conn raised. "
+        "pgbench after a lead-in, on the same machine, with one thread (prepared TPC-B: one for each client). TLS and "
+        f"SCRAM between clients, pool and PostgreSQL. emberpool and the bare PgBouncer have {POOL_SIZE} server "
+        "connections and the same PgBouncer; the bare one has Debian's pgbouncer.ini with transactions "
+        "as what it pools, TLS, and max_client_conn raised. "
         "pgpool-II has a process and a server connection for each client: it cannot share one between clients. The "
         "figures against another way are geometric means over the workloads and protocols, of the blocks of one "
         "repetition. CPU is that of all processes while all clients are at work, from /proc." + missing

@@ -5,22 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from emberpool_local.postgres.program import PostgresProgram
 
-LEAD_IN_SECONDS = 1  # until pgbench's first report: prepared statements are made, pools open connections
-BEFORE_THE_END_SECONDS = 0.05  # the second reading of the CPU is taken while all clients still work
-LOGIN_SECONDS = 120.0
-LEAST_SHARE = 0.5  # of the block that must be left after the first report
-TRIES = 5
-COUNT = re.compile(r"actually processed: (\d+)")
-LATENCY = re.compile(r"latency average = ([\d.]+) ms")
-REPORT = re.compile(r"progress: ([\d.]+) s, ([\d.]+) tps")
+REPORT_SECONDS = 1
+LOGIN_SECONDS = 180  # at most, of all clients; pgbench counts its time from the first login on
+REPORT = re.compile(r"progress: ([\d.]+) s, ([\d.]+) tps, lat ([\d.]+) ms")
+FAILURE = re.compile(r"error|aborted|FATAL")
 
 
 @dataclass(frozen=True)
@@ -40,9 +34,9 @@ class Cpu:
     proxy: Callable[[], float]
     database: Callable[[], float]
 
-    def read(self) -> tuple[float, float, float]:
-        """Return the time, the proxy's and the database's."""
-        return time.monotonic(), self.proxy(), self.database()
+    def read(self) -> tuple[float, float]:
+        """Return the proxy's and the database's."""
+        return self.proxy(), self.database()
 
 
 def pgbench_path(program: PostgresProgram) -> str:
@@ -57,73 +51,45 @@ def pgbench_path(program: PostgresProgram) -> str:
 def run_block(
     pgbench: str, environment: Mapping[str, str], clients: int, seconds: int, arguments: Sequence[str], cpu: Cpu
 ) -> Block:
-    """Run so many clients for a lead-in and `seconds`; again where the machine was too busy to read its CPU in time.
+    """Run so many clients for `seconds` after a lead-in of one report, in which pools open their connections.
 
     Raises RuntimeError when a client fails.
     """
-    for length in range(seconds, seconds * TRIES + 1, seconds):  # a longer one the next time
-        command = [
-            pgbench,
-            "--no-vacuum",
-            f"--client={clients}",
-            "--jobs=1",
-            f"--time={LEAD_IN_SECONDS + length}",
-            f"--progress={LEAD_IN_SECONDS}",
-            *arguments,
-        ]
-        if block := _tried(command, environment, length, cpu):
-            return block
-    raise RuntimeError(f"pgbench with {clients} clients reported too late {TRIES} times: the machine is too busy")
-
-
-def _tried(command: Sequence[str], environment: Mapping[str, str], seconds: int, cpu: Cpu) -> Block | None:
-    """Return what was measured; None when pgbench's first report came so late that little was left of the block."""
+    command = [
+        pgbench,
+        "--no-vacuum",
+        f"--client={clients}",
+        f"--time={LOGIN_SECONDS + seconds}",
+        f"--progress={REPORT_SECONDS}",
+        *arguments,
+    ]
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        overdue = threading.Timer(LOGIN_SECONDS + seconds, process.kill)
-        overdue.start()
         try:
-            window = _watch(process, seconds, cpu)
-            output, more_errors = process.communicate()
+            assert process.stderr is not None
+            return _block(process.stderr, seconds, cpu)
         finally:
-            overdue.cancel()
-    if process.returncode:
-        text = (window.errors + more_errors).strip()[-500:]
-        raise RuntimeError(f"pgbench ended with {process.returncode}: {text}")
-    count, latency = COUNT.search(output), LATENCY.search(output)
-    if not window.readings or count is None or latency is None:
-        return None
-    before, after = window.readings
-    rate = (int(count[1]) - window.first_count) / (LEAD_IN_SECONDS + seconds - window.first_seconds)
-    transactions = rate * (after[0] - before[0])
-    if transactions <= 0:
-        return None
-    proxy, database = ((after[of] - before[of]) / transactions * 1e6 for of in (1, 2))
-    return Block(rate, float(latency[1]), proxy, database)
+            process.terminate()  # what is measured has been reported
 
 
-@dataclass(frozen=True)
-class _Window:
-    """What was seen while pgbench ran: its first report, and the CPU then and shortly before the end."""
-
-    errors: str
-    first_seconds: float = 0.0
-    first_count: float = 0.0
-    readings: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
-
-
-def _watch(process: subprocess.Popen[str], seconds: int, cpu: Cpu) -> _Window:
-    assert process.stderr is not None
-    errors = ""
-    for line in process.stderr:
-        if report := REPORT.search(line):
-            first_seconds, first_rate = float(report[1]), float(report[2])
-            left = LEAD_IN_SECONDS + seconds - first_seconds - BEFORE_THE_END_SECONDS
-            if left < LEAST_SHARE * seconds:
-                break
-            before = cpu.read()
-            time.sleep(left)
-            return _Window(errors, first_seconds, first_seconds * first_rate, (before, cpu.read()))
-        errors += line
-    return _Window(errors)
+def _block(lines: Iterable[str], seconds: int, cpu: Cpu) -> Block:
+    """Return what the reports say, from the second one with transactions on."""
+    before, begun_at, until = (0.0, 0.0), 0.0, 0.0
+    count = latency_ms = 0.0
+    for line in lines:
+        if FAILURE.search(line):
+            raise RuntimeError(f"pgbench: {line.strip()}")
+        report = REPORT.search(line)
+        if report is None or not float(report[2]):
+            continue  # clients still log in
+        reported_at = float(report[1])
+        if not begun_at:
+            before, begun_at, until = cpu.read(), reported_at, reported_at
+            continue
+        transactions = float(report[2]) * (reported_at - until)
+        count, latency_ms, until = count + transactions, latency_ms + transactions * float(report[3]), reported_at
+        if until - begun_at >= seconds - REPORT_SECONDS / 2:
+            proxy, database = ((end - begin) / count * 1e6 for begin, end in zip(before, cpu.read(), strict=True))
+            return Block(count / (until - begun_at), latency_ms / count, proxy, database)
+    raise RuntimeError("pgbench ended before it had measured anything")
