@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -31,7 +30,8 @@ from .test_oracles import run_that_holds
 logger = logging.getLogger(__name__)
 
 SECONDS = float(os.environ.get("EMBERPOOL_CHAOS_SECONDS", "12"))
-SEED = int(os.environ.get("EMBERPOOL_CHAOS_SEED", "0")) or secrets.randbelow(1_000_000)
+# The same faults each time, so that a change is judged and not the dice; `make chaos` draws others.
+SEED = int(os.environ.get("EMBERPOOL_CHAOS_SEED", "1"))
 SMALL = ("--environments", "8", "--tasks", "2")
 BOUND_SECONDS = 150
 LAST_CHARACTERS = 6000
@@ -54,7 +54,7 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.timeout(SECONDS + 180)
 def test_every_promise_holds_under_faults_of_chance(tmp_path: Path) -> None:
-    """A short run with a seed of its own: faults happen, work is done, no oracle finds anything, a page is written."""
+    """A short run: faults happen, work is done, no oracle finds anything, a page is written."""
     logger.info("EMBERPOOL_CHAOS_SEED=%d", SEED)
     done = run(tmp_path, "--seed", str(SEED), "--seconds", f"{SECONDS:g}", "--json", "run.json", *SMALL)
     assert done.returncode == 0, told(done)
