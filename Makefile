@@ -31,6 +31,10 @@ chaos: dev ## let faults happen to the real parts under load, and judge (ARGS="-
 test: dev node ## run every test (ARGS="-k budget" …)
 	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
+.PHONY: explore
+explore: dev node ## run the property tests with examples that are new each time
+	@$(BIN)/pytest -n 2 -m hypothesis --hypothesis-profile=explore $(ARGS)
+
 .PHONY: lint
 lint: dev ## check style, formatting, imports and shell scripts
 	@$(BIN)/ruff check

@@ -10,11 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from emberpool_local.pgbouncer.program import PgbouncerProgram, find_pgbouncer
 from emberpool_local.postgres.server import EmbeddedPostgres
 
 from .local_lambda import NewFleet, fleet_of
+
+# A run tells of the change, not of the chance: the same examples each time. `make explore` looks for others.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False, print_blob=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

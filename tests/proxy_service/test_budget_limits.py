@@ -65,8 +65,12 @@ def most_since(sampler: BackendSampler, moment: float) -> int:
     return max(sample.connections for sample in sampler.samples if sample.at > moment)
 
 
-def now() -> float:
-    return asyncio.get_running_loop().time()  # time.monotonic(), as the samples have it
+async def seen(sampler: BackendSampler, connections: int) -> float:
+    """Wait until the database has so many connections, and return when: a state of a moment may be in no sample."""
+    async with asyncio.timeout(10):
+        while (last := sampler.read()[-1]).connections != connections:  # noqa: ASYNC110 (another process)
+            await asyncio.sleep(0.02)
+    return last.at
 
 
 async def test_busy_pool_shrinks_without_an_error(
@@ -76,14 +80,15 @@ async def test_busy_pool_shrinks_without_an_error(
     never_idle = busy_clients(limited.conninfo(), statement="select pg_sleep(0.02)")
     with sampled(own_postgres, tmp_path) as sampler, never_idle as busy:
         await limited.grow(20)
+        await seen(sampler, 20)
         await limited.shrink({limited.key(): 2})
-        shrunk = now()
+        shrunk = await seen(sampler, 2)  # backends end after PgBouncer's word
         assert (await limited.use()).waiting > 0
         await asyncio.sleep(0.5)  # what it must not do in the meantime
     assert busy.errors == []
     assert busy.transactions > 0
     assert most_since(sampler, 0) == 20, sampler.summary()
-    assert most_since(sampler, shrunk + 0.1) == 2, sampler.summary()  # backends end after PgBouncer's word
+    assert most_since(sampler, shrunk) == 2, sampler.summary()
 
 
 async def test_idle_pool_shrinks_to_its_limit(one_pool: LimitedPools) -> None:
@@ -129,13 +134,15 @@ async def test_one_pool_grows_by_what_the_other_gives(
     ):
         await two_pools.grow(16, FIRST)
         await two_pools.grow(4, SECOND)
+        await seen(sampler, 20)
         spared = {row.remote_pid for row in await two_pools.engine.console.show_servers() if row.database == SECOND}
         await two_pools.shrink({first: 4, second: 4})
         assert spared == {
             row.remote_pid for row in await two_pools.engine.console.show_servers() if row.database == SECOND
         }
-        await asyncio.sleep(0.1)  # a backend ends after PgBouncer has let it go
+        await seen(sampler, 8)  # a backend ends after PgBouncer has let it go
         await two_pools.grow(16, SECOND)
+        await seen(sampler, 20)
     assert some.errors == others.errors == []
     assert most_since(sampler, 0) == 20, sampler.summary()
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emberpool_proxy.agent.drain import SHORTEST_IDLE_SECONDS, Choice, choose, idle_seconds
+from emberpool_proxy.agent.drain import SHORTEST_IDLE_SECONDS, Choice, choose, idle_seconds, step_seconds
 from emberpool_proxy.pgbouncer.rows import ClientRow
 
 JANITOR_SECONDS = 1 / 3  # PgBouncer's own
-STEP_SECONDS = 1.0
+ROUNDING_SECONDS = 1e-6
 
 
 @dataclass
@@ -29,24 +29,27 @@ class Client:
         return None if now - began < self.transaction else began
 
 
-def drain(clients: list[Client], steps: int, seed: int) -> tuple[list[int], list[Client], float]:
-    """Drain a simulated PgBouncer; return how many each step closed, who is left, and the time of the end."""
-    rng, now, last, closed = random.Random(seed), 1000.0, None, list[int]()
-    for step in range(steps):
+def drain(clients: list[Client], seconds: int, seed: int) -> tuple[list[int], list[Client], float]:
+    """Drain a simulated PgBouncer; return how many were closed in each second, who is left, and the time of the end."""
+    rng, now, last, closed = random.Random(seed), 1000.0, None, [0] * seconds
+    until, janitor_at = now + seconds, now + JANITOR_SECONDS
+    while until - now > ROUNDING_SECONDS:
         since = [client.idle_since(now) for client in clients]
         idle = [int(now) - int(begun) for begun in since if begun is not None]
-        last = choose(idle, since.count(None), steps - step, last, rng)
-        gone: list[Client] = []
-        for _ in range(3):
-            now += JANITOR_SECONDS
-            gone += [
-                client
-                for client in clients
-                if (begun := client.idle_since(now)) is not None and now - begun > last.idle_seconds
-            ]
+        step = step_seconds(seconds, last)
+        last = choose(idle, since.count(None), int((until - now) / step + ROUNDING_SECONDS), last, rng)
+        now = min(now + step, until)
+        while janitor_at <= now + ROUNDING_SECONDS:
+            gone = [client for client in clients if _is_idle_for(client, last.idle_seconds, janitor_at)]
             clients = [client for client in clients if client not in gone]
-        closed.append(len(gone))
-    return closed, clients, now
+            closed[int(janitor_at - 1000.0 - ROUNDING_SECONDS)] += len(gone)
+            janitor_at += JANITOR_SECONDS
+    return closed, clients, janitor_at - JANITOR_SECONDS
+
+
+def _is_idle_for(client: Client, seconds: float, now: float) -> bool:
+    since = client.idle_since(now)
+    return since is not None and now - since > seconds
 
 
 seeds = st.integers(0, 2**32)

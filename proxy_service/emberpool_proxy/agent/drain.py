@@ -29,9 +29,10 @@ IDLE_TIMEOUT = "client_idle_timeout"
 # Of a client that is never idle for longer, the last word is SHUTDOWN's.
 SHORTEST_IDLE_SECONDS = 0.0005
 LONGEST_STEP_SECONDS = 1.0  # SHOW CLIENTS is dear with thousands of clients
-# Below this age, which is seen by the second, a timeout is felt for: a longer stride may close nearly all at once.
-FELT_BELOW_SECONDS, LONGEST_STRIDE = 2.0, 0.6
 SHORTEST_STEP_SECONDS = 0.4  # PgBouncer applies the timeout three times a second
+# Below this age, which is seen by the second, a timeout is felt for: a longer stride may close nearly all at once.
+# Many strides lead down to clients that are idle for milliseconds, so each of them is a short step.
+FELT_BELOW_SECONDS, LONGEST_STRIDE = 2.0, 0.6
 BEFORE_ALL = datetime.min  # noqa: DTZ901 (PgBouncer prints local times; only differences are used)
 STEPS = 20  # a short drain has shorter steps
 CONSOLE_SECONDS = 10.0
@@ -71,13 +72,19 @@ def choose(idle: Sequence[int], busy: int, steps_left: int, last: Choice | None,
     if steps_left <= 1:
         return Choice(SHORTEST_IDLE_SECONDS, clients, clients)
     share = clients / steps_left * rng.uniform(0.5, 1.5)
-    # Ages are seen by the second only: clients that are never idle for long are found by feeling the way down.
-    bias = last.bias * _correction(last.clients - clients, last.share) if last else 1.0
-    bias = min(max(bias, SHORTEST_IDLE_SECONDS), 1.0)
-    timeout = max(_age_of_share(idle, share) * bias, SHORTEST_IDLE_SECONDS)
-    if last:
-        timeout = max(timeout, min(last.idle_seconds, FELT_BELOW_SECONDS) * LONGEST_STRIDE)
+    timeout, bias = _age_of_share(idle, share), 1.0
+    if timeout < FELT_BELOW_SECONDS and last:
+        bias = min(max(last.bias * _correction(last.clients - clients, last.share), SHORTEST_IDLE_SECONDS), 1.0)
+        timeout = max(timeout * bias, min(last.idle_seconds, FELT_BELOW_SECONDS) * LONGEST_STRIDE)
+    timeout = max(timeout, SHORTEST_IDLE_SECONDS)
     return Choice(timeout, clients, share, bias)
+
+
+def step_seconds(drain_seconds: float, last: Choice | None) -> float:
+    """Return how long the choice after `last` holds."""
+    if last and last.idle_seconds < FELT_BELOW_SECONDS:
+        return SHORTEST_STEP_SECONDS
+    return min(max(drain_seconds / STEPS, SHORTEST_STEP_SECONDS), LONGEST_STEP_SECONDS)
 
 
 def _correction(closed: int, share: float) -> float:
@@ -86,7 +93,7 @@ def _correction(closed: int, share: float) -> float:
         return 0.6
     if closed < share / 2:
         return 0.85
-    return 1.2 if closed > share * 1.5 else 1.0
+    return min(closed / share, 2.0) if closed > share * 1.5 else 1.0
 
 
 def _age_of_share(idle: Sequence[int], share: float) -> float:
@@ -199,15 +206,14 @@ class Drain:
 
     async def _close_idle_clients(self, engine: Engine, console: AdminConsole, until: float) -> None:
         loop = asyncio.get_running_loop()
-        step_seconds = self._settings.drain_seconds / STEPS
-        step_seconds = min(max(step_seconds, SHORTEST_STEP_SECONDS), LONGEST_STEP_SECONDS)
         last: Choice | None = None
         while (left := until - loop.time()) > 0:
             async with asyncio.timeout(CONSOLE_SECONDS):
                 idle, busy = idle_seconds(await console.show_clients())
                 if not idle and not busy:
                     return
-                last = choose(idle, busy, int(left / step_seconds), last, self._rng)
+                step = step_seconds(self._settings.drain_seconds, last)
+                last = choose(idle, busy, int(left / step), last, self._rng)
                 for name, value in self._stand_in(engine, {IDLE_TIMEOUT: f"{last.idle_seconds:.4f}"}).items():
                     await console.set(name, value)
-            await asyncio.sleep(min(step_seconds, left))
+            await asyncio.sleep(min(step, left))
