@@ -8,26 +8,30 @@ import time
 from emberpool.errors import DeadlineTooClose
 
 SHORTEST_STATEMENT_MS = 10  # below this a round trip would only be cut in half
+# A server that does not even answer a cancel request is given up after this much of the margin.
+SILENCE_SHARE, LONGEST_SILENCE_MS = 0.75, 500
 
 
 class Deadline:
     """When Lambda ends the invocation: `ends_at` in seconds of the wall clock, None for a caller that never ends it.
 
     `margin_ms` is what the handler keeps for its own end, `last_statement_at` when the last statement has to have
-    ended, and `last_start_at` after which none is sent any more (infinity without a deadline). Nothing changes them.
+    ended, `last_start_at` after which none is sent any more, and `last_answer_at` after which no answer is waited for
+    (both infinity without a deadline). Nothing changes them.
     """
 
     # No frozen dataclass: each invocation makes one, and that would take three times as long.
-    __slots__ = ("ends_at", "last_start_at", "last_statement_at", "margin_ms")
+    __slots__ = ("ends_at", "last_answer_at", "last_start_at", "last_statement_at", "margin_ms")
 
     def __init__(self, ends_at: float | None, margin_ms: int = 0) -> None:
         self.ends_at = ends_at
         self.margin_ms = margin_ms
         if ends_at is None:
-            self.last_statement_at, self.last_start_at = None, math.inf
+            self.last_statement_at, self.last_start_at, self.last_answer_at = None, math.inf, math.inf
         else:
             self.last_statement_at = last_statement_at = ends_at - margin_ms / 1000
             self.last_start_at = last_statement_at - SHORTEST_STATEMENT_MS / 1000
+            self.last_answer_at = last_statement_at + min(margin_ms * SILENCE_SHARE, LONGEST_SILENCE_MS) / 1000
 
     @classmethod
     def of(cls, context: object, margin_ms: int) -> Deadline:

@@ -6,6 +6,7 @@ psycopg.OperationalError
         PoolBusy                retry the invocation later: every server connection stayed busy, nothing has run
         SecretUnavailable       mend the secret or the permission to read it
         DeadlineTooClose        give the function more time: nothing has run
+        NoAnswer                repeat the invocation if it wrote nothing outside of its transaction
         CommitOutcomeUnknown    find out by the data whether it was committed before repeating
         NotCommitted            repeat the invocation: the connection was lost and nothing was committed
         TransactionAborted      wrap the statement that may fail in `with connection.transaction():`
@@ -44,8 +45,12 @@ class DeadlineTooClose(EmberpoolError):  # noqa: N818 (named by what to do)
     """Too little of the invocation's time is left to start; nothing has run. Give the function more time."""
 
 
+class NoAnswer(EmberpoolError):  # noqa: N818 (named by what happened)
+    """The database did not answer a statement until the invocation's end. What was not committed is rolled back."""
+
+
 class CommitOutcomeUnknown(EmberpoolError):  # noqa: N818 (named by what to do)
-    """The connection was lost during COMMIT. Find out by the data whether it was committed before repeating."""
+    """The connection was lost during COMMIT, or its answer did not come. Find out by the data before repeating."""
 
 
 class NotCommitted(EmberpoolError):  # noqa: N818 (named by what to do)

@@ -16,7 +16,7 @@ from emberpool import telemetry
 from emberpool.commit import commit
 from emberpool.connection import WarmConnection
 from emberpool.deadline import Deadline
-from emberpool.errors import CommitOutcomeUnknown, ConnectionInUse, NotCommitted, OutsideInvocation
+from emberpool.errors import CommitOutcomeUnknown, ConnectionInUse, NoAnswer, NotCommitted, OutsideInvocation
 from emberpool.session import SessionConnection
 from emberpool.watchdog import Watchdog
 
@@ -24,6 +24,7 @@ ResultT = TypeVar("ResultT")
 
 # A handler that raises inside `for row in cursor.stream(...)` leaves the stream open: its traceback holds it.
 ROLLBACK_PATIENCE_SECONDS = 0.05
+ROLLBACK_SECONDS = 0.05  # when the invocation's time is nearly over
 LONGEST_CHAIN = 8  # of errors that wrap each other
 
 # The connections of the invocation that runs, by the name of their database. One invocation runs at a time.
@@ -137,12 +138,21 @@ class Invocation:
             _watchdog.disarm()
         try:
             if error is not None:
-                _roll_back(connection)
+                self._roll_back(connection)
+                if (
+                    connection.was_given_up
+                    and isinstance(error, psycopg.OperationalError)
+                    and is_connection_loss(error)
+                ):
+                    raise NoAnswer(
+                        "the database did not answer until shortly before this invocation's end, so the connection was "
+                        "closed: what was not committed is rolled back. A task of the proxy, or the way to it, is gone"
+                    ) from error
             elif self._options.transaction:
                 try:
                     commit(self._warm, connection, self._deadline, self._options.resolve_commit)
                 except BaseException:
-                    _roll_back(connection)
+                    self._roll_back(connection)
                     raise
         finally:
             self._ended()
@@ -152,9 +162,24 @@ class Invocation:
         self._warm.rest()
         telemetry.invocation_ended(self._is_cold, self._context, self._wait_ms)
 
+    def _roll_back(self, connection: SessionConnection) -> None:
+        """Roll back, or close a connection on which that does not work, while there is time for either."""
+        if self._deadline.last_statement_at is not None:
+            give_up_at = max(self._deadline.last_answer_at, time.time() + ROLLBACK_SECONDS)
+            _watchdog.arm(give_up_at, connection.give_up)
+        try:
+            _roll_back(connection)
+        finally:
+            _watchdog.disarm()
+
     def _cancel(self) -> None:
         connection = _current.get(self._options.database)
-        if connection is not None and connection.cancel_running():
+        if connection is None:
+            return
+        if time.time() >= self._deadline.last_answer_at:
+            if connection.give_up():
+                telemetry.given_up()
+        elif connection.cancel_running():
             telemetry.deadline_cancelled()
 
 

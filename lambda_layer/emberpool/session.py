@@ -6,7 +6,9 @@ Owns what is hooked into psycopg: the BEGIN that it sends before a first stateme
 from __future__ import annotations
 
 import math
+import os
 import select
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from psycopg.rows import Row, TupleRow, tuple_row
 
 from emberpool import exchange
 from emberpool.deadline import NO_DEADLINE, Deadline
-from emberpool.errors import PoolBusy
+from emberpool.errors import CommitOutcomeUnknown, PoolBusy
 from emberpool.session_state import hazard_of
 
 IDLE, ACTIVE, INTRANS, INERROR = (
@@ -33,7 +35,8 @@ IDLE, ACTIVE, INTRANS, INERROR = (
 NoticeHandler = Callable[[errors.Diagnostic], None]
 
 SET_TIMEOUT = b"; SET LOCAL statement_timeout = %d"  # behind BEGIN, in one message
-CANCEL_SECONDS = 2.0
+CANCEL_SECONDS, SHORTEST_CANCEL_SECONDS = 2.0, 0.01
+COMMIT_PATIENCE_SECONDS = 0.05  # for a handler that returns when its time is nearly over
 PREPARE_THRESHOLD, PREPARED_MAX = 5, 100  # psycopg's own
 NOTHING_TO_SEND = cast("PQGen[None]", ())  # what `yield from` takes for a generator that is over
 
@@ -76,6 +79,7 @@ class SessionConnection(psycopg.Connection[TupleRow]):
     begins_with_first_statement = False
     is_lent = False  # to somebody who begins and ends the transactions on it: SQLAlchemy
     was_closed_in_transaction = False  # with a statement in it that is rolled back now
+    was_given_up = False  # by give_up()
     _has_statements = False  # since BEGIN, which the layer sends before there are any
     _is_riding = False
 
@@ -108,7 +112,10 @@ class SessionConnection(psycopg.Connection[TupleRow]):
             return False
 
     def commit(self) -> None:
-        """Commit any pending transaction to the database."""
+        """Commit any pending transaction to the database.
+
+        Raises CommitOutcomeUnknown when the answer is not there shortly before the invocation's end.
+        """
         if self._num_transactions or self._tpc or self._pipeline is not None:
             super().commit()
             return
@@ -119,9 +126,15 @@ class SessionConnection(psycopg.Connection[TupleRow]):
             if status != INTRANS:
                 self._check_connection_ok()
             try:
-                failure = exchange.failure_of(self, b"COMMIT")
+                failure = self._failure_of_commit()
             except psycopg.Error:
                 raise
+            except TimeoutError:
+                self.close()
+                raise CommitOutcomeUnknown(
+                    "the database did not answer COMMIT until shortly before this invocation's end: whether it was "
+                    "committed is unknown"
+                ) from None
             except BaseException:
                 self.close()  # interrupted: nobody waits for the answer any more
                 raise
@@ -130,6 +143,14 @@ class SessionConnection(psycopg.Connection[TupleRow]):
             while notification := self.pgconn.notifies():  # a transaction's own NOTIFY comes with the answer
                 if self.pgconn.notify_handler:
                     self.pgconn.notify_handler(notification)
+
+    def _failure_of_commit(self) -> PGresult | None:
+        until = self.deadline.last_answer_at
+        if until == math.inf:
+            return exchange.failure_of(self, b"COMMIT")
+        now = time.time()
+        until = max(until, now + COMMIT_PATIENCE_SECONDS)
+        return exchange.failure_of(self, b"COMMIT", until, min(int((until - now) * 1000), exchange.LOOK_AGAIN_MS))
 
     def close(self) -> None:
         """Close the connection; what has not been committed is rolled back."""
@@ -218,10 +239,26 @@ class SessionConnection(psycopg.Connection[TupleRow]):
         """Cancel the statement that runs now; False when none does. Safe to call from another thread."""
         if self.closed or self.pgconn.transaction_status != ACTIVE:
             return False
+        left_seconds = max(self.deadline.last_answer_at - time.time(), SHORTEST_CANCEL_SECONDS)
         try:
-            self.cancel_safe(timeout=CANCEL_SECONDS)
+            self.cancel_safe(timeout=min(left_seconds, CANCEL_SECONDS))
         except psycopg.Error:
             return False  # the server is gone, and the statement with it, or statement_timeout ends it
+        return True
+
+    def give_up(self) -> bool:
+        """Let the statement that runs now fail by a lost connection; False when none does. For another thread.
+
+        The connection itself is not touched, as its thread waits for it: its socket is shut down.
+        """
+        if self.closed or self.pgconn.transaction_status != ACTIVE:
+            return False
+        try:
+            with socket.socket(fileno=os.dup(self.pgconn.socket)) as waited_for:
+                waited_for.shutdown(socket.SHUT_RDWR)
+        except (OSError, psycopg.Error):
+            return False  # it has ended meanwhile
+        self.was_given_up = True
         return True
 
     def _start_query(self) -> PQGen[None]:

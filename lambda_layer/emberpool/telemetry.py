@@ -80,6 +80,15 @@ class Recorder:
         # At once: Lambda may end the environment before the invocation reaches its end.
         _log(logging.WARNING, "deadline_cancelled", "statement cancelled: the invocation is about to end")
 
+    def given_up(self) -> None:
+        """Record that not even a cancel request was answered before the invocation's end."""
+        _log(
+            logging.WARNING,
+            "database_silent",
+            "the database answers neither the statement nor its cancel request: connection closed, as the invocation "
+            "is about to end",
+        )
+
     def warned(self, kind: str, text: str) -> None:
         """Log a warning, once per environment for each kind."""
         with self._lock:
@@ -166,6 +175,7 @@ opened = _recorder.opened
 replaced = _recorder.replaced
 retried = _recorder.retried
 deadline_cancelled = _recorder.deadline_cancelled
+given_up = _recorder.given_up
 warned = _recorder.warned
 invocation_ended = _recorder.invocation_ended
 flush = _recorder.flush

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
@@ -13,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from emberpool import PoolBusy, warm_connection
+from emberpool import CommitOutcomeUnknown, NoAnswer, PoolBusy, warm_connection
 
 from .conftest import Admin, Context, Environment, ledger
 
@@ -54,6 +55,68 @@ def test_server_that_does_not_answer_begin_is_waited_for_within_the_invocation(
     assert ledger(admin) == []
     insert(nothing, Context())
     assert len(ledger(admin)) == 1
+
+
+@pytest.fixture
+def answered_in_time() -> Iterator[Context]:
+    """The context of an invocation that has to be over before Lambda would end it."""
+    seconds = 2.5
+    ends_at = time.monotonic() + seconds
+    yield Context(remaining_ms=int(seconds * 1000))
+    assert time.monotonic() < ends_at
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+def test_silent_statement_is_given_up_before_the_invocation_ends(
+    environment: Environment, admin: Admin, answered_in_time: Context, transaction: bool
+) -> None:
+    """A clear error instead of Lambda's time-out, where neither the statement nor its cancel request is answered."""
+
+    @warm_connection(transaction=transaction, deadline_margin_ms=2_000)
+    def handler(event: ExitStack | None, context: object, connection: Connection) -> None:
+        if event:
+            event.enter_context(silent(connection.info.backend_pid))
+        connection.execute("insert into ledger values (gen_random_uuid())")
+
+    with ExitStack() as stack:
+        with pytest.raises(NoAnswer, match="rolled back") as raised:
+            handler(stack, answered_in_time)
+        assert isinstance(raised.value.__cause__, psycopg.OperationalError)
+        handler(None, Context())
+    assert len(ledger(admin)) in ([1] if transaction else [1, 2])  # outside of one it runs when the server wakes
+
+
+def test_silent_commit_is_an_unknown_outcome_before_the_invocation_ends(
+    environment: Environment, admin: Admin, answered_in_time: Context
+) -> None:
+    """COMMIT is waited for as long as the invocation lasts, and no longer; the next invocation works."""
+
+    @warm_connection(deadline_margin_ms=2_000)
+    def handler(event: ExitStack | None, context: object, connection: Connection) -> None:
+        connection.execute("insert into ledger values (gen_random_uuid())")
+        if event:
+            event.enter_context(silent(connection.info.backend_pid))
+
+    with ExitStack() as stack:
+        with pytest.raises(CommitOutcomeUnknown, match="did not answer COMMIT"):
+            handler(stack, answered_in_time)
+        handler(None, Context())
+
+
+def test_handlers_own_error_is_raised_when_the_server_is_silent_afterwards(
+    environment: Environment, admin: Admin, answered_in_time: Context
+) -> None:
+    """ROLLBACK is not waited for until Lambda's time-out, which would hide why the handler failed."""
+
+    @warm_connection(deadline_margin_ms=2_000)
+    def handler(event: ExitStack, context: object, connection: Connection) -> None:
+        connection.execute("insert into ledger values (gen_random_uuid())")
+        event.enter_context(silent(connection.info.backend_pid))
+        raise LookupError("no such order")
+
+    with ExitStack() as stack, pytest.raises(LookupError, match="no such order"):
+        handler(stack, answered_in_time)
+    assert ledger(admin) == []
 
 
 class InterruptError(Exception):
