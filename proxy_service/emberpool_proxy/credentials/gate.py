@@ -123,8 +123,10 @@ class LoginGate:
                     await self._keep_servers()  # a process that has begun meanwhile has not heard it
             for engine in self._engines():
                 try:
-                    if engine.console and (is_tick or self._refused or await self._somebody_waits(engine)):
+                    if engine.console and (is_tick or self._refused):
                         await self._look_at(engine.console, engine.pid)
+                    elif engine.console:
+                        await self._wake_for_who_waits(engine.console, engine.pid)
                 except (psycopg.Error, TimeoutError):
                     continue  # it ends, or hangs: others see to that
             is_closed = any(state.gate is Gate.CLOSED for state in self._states.values())
@@ -139,14 +141,16 @@ class LoginGate:
             del self._states[key]
             self._waiting_since.pop(key, None)
 
-    async def _somebody_waits(self, engine: Engine) -> bool:
-        console = engine.console
-        if console is None or not any(
-            state.gate is Gate.CLOSED for key, state in self._states.items() if key[0] == engine.pid
-        ):
-            return False
+    async def _wake_for_who_waits(self, console: AdminConsole, process_id: int) -> None:
+        """Open the gates at which somebody waits, by one question: each takes a turn of a PgBouncer full of logins."""
+        closed = [key for key, state in self._states.items() if key[0] == process_id and state.gate is Gate.CLOSED]
+        if not closed:
+            return
         async with asyncio.timeout(CONSOLE_SECONDS):
-            return any(pool.cl_waiting for pool in await console.show_pools())
+            waited_for = {pool.database for pool in await console.show_pools() if pool.cl_waiting}
+        for key in closed:
+            if key[1] in waited_for:
+                await self._wake(console, key)
 
     async def _look_at(self, console: AdminConsole, process_id: int) -> None:
         async with asyncio.timeout(CONSOLE_SECONDS):
