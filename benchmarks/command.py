@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,8 @@ from rich.console import Console
 from emberpool_local.burst.results import Machine
 from emberpool_local.errors import LocalStackError
 
+Progress = Callable[[str], None]  # says what is measured now
+
 PLAIN_WIDTH = 140  # of a pipe or a file
 FAILED = 2  # not measured; 1 is a goal that was missed
 INTERRUPTED = 130  # as shells say it of Ctrl-C
@@ -27,6 +30,16 @@ INTERRUPTED = 130  # as shells say it of Ctrl-C
 
 def make_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+
+
+def progress_on(console: Console) -> Progress:
+    """Return what says a line of progress, with the seconds since now before it."""
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"{time.monotonic() - began:6.0f} s  {text}")
+
+    return say
 
 
 def machine_line(machine: Machine) -> str:

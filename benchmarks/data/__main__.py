@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import (
+    Progress,
     add_outputs,
     at_least_one,
     clear_errors,
     line_results,
     machine_line,
     make_console,
+    progress_on,
     write_page,
     write_results,
 )
@@ -66,13 +68,13 @@ def main() -> None:
 def _measure(options: Options) -> list[Line]:
     console = make_console()
     allow_descriptors(DESCRIPTORS)
-    began = time.monotonic()
+    began, progress = time.monotonic(), progress_on(console)
     pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
     with running_database() as database, TempFolder("bench") as folder:
         machine = this_machine(str(database.postgres.program.version), ".".join(map(str, pgbouncer.version)))
         console.print(machine_line(machine))
         with running(database, pgbouncer, folder) as rig:
-            shown, found = _measured(options, rig, console, machine_line(machine))
+            shown, found = _measured(options, rig, console, machine_line(machine), progress)
     lines = [line for section in shown for line in section.lines]
     seconds = time.monotonic() - began
     show(console, lines)
@@ -82,16 +84,18 @@ def _measure(options: Options) -> list[Line]:
     return lines
 
 
-def _measured(options: Options, rig: Rig, console: Console, machine: str) -> tuple[list[Section], dict[str, Any]]:
+def _measured(
+    options: Options, rig: Rig, console: Console, machine: str, progress: Progress
+) -> tuple[list[Section], dict[str, Any]]:
     shown: list[Section] = []
     found: dict[str, Any] = {}
     if "speed" in options.parts:
-        cells = speed.measure(rig, options.connections, options.repetitions, options.block_seconds)
+        cells = speed.measure(rig, options.connections, options.repetitions, options.block_seconds, progress)
         console.print(tables.cell_table(cells))
         shown.append(sections.speed_section(cells, options.repetitions, options.block_seconds, machine))
         found["cells"] = [asdict(cell) for cell in cells]
     if "memory" in options.parts:
-        grown = memory.measure(rig, options.requests)
+        grown = memory.measure(rig, options.requests, progress)
         console.print(tables.memory_text(grown))
         shown.append(sections.memory_section(grown, machine))
         found["memory"] = asdict(grown)

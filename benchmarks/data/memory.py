@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.command import Progress
 from benchmarks.data import load
 from benchmarks.data.servers import NUMBERED, Rig
 from benchmarks.data.statements import ONE_ROW
@@ -25,11 +26,12 @@ class Memory:
     mib: list[float]
 
 
-def measure(rig: Rig, requests: int) -> Memory:
+def measure(rig: Rig, requests: int, progress: Progress) -> Memory:
     """Send so many requests to the endpoint as deployed, and look at its memory ten times."""
     pid = rig.servers[NUMBERED].pid
     before, counts, mib = resident_mib([pid]), [], []
     for part in range(1, PARTS + 1):
+        progress(f"memory {part} of {PARTS}: {requests // PARTS} requests")
         # Signed anew for each part: a signature is good for five minutes.
         load.run(rig.plan(NUMBERED, ONE_ROW, CONNECTIONS, 0, requests=requests // PARTS))
         counts.append(part * (requests // PARTS))

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.command import (
+    Progress,
     add_outputs,
     at_least_one,
     clear_errors,
     line_results,
     machine_line,
     make_console,
+    progress_on,
     write_page,
     write_results,
 )
@@ -65,11 +67,11 @@ def _measure(options: Options) -> list[Section]:
     pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
     machine = this_machine(str(find_postgres().version), ".".join(map(str, pgbouncer.version)))
     console.print(machine_line(machine))
-    began = time.monotonic()
+    began, progress = time.monotonic(), progress_on(console)
     shown: list[Section] = []
     with TempFolder("bench") as folder:
         for part in options.parts:
-            shown.append(_section(part, options, pgbouncer, folder, machine_line(machine)))
+            shown.append(_section(part, options, pgbouncer, folder, machine_line(machine), progress))
             lines = [line for section in shown for line in section.lines]
             seconds = time.monotonic() - began
             write_results(options.output, line_results(machine, options, lines, seconds, shown))
@@ -79,15 +81,18 @@ def _measure(options: Options) -> list[Section]:
     return shown
 
 
-def _section(part: str, options: Options, pgbouncer: PgbouncerProgram, folder: Path, machine: str) -> Section:
+def _section(
+    part: str, options: Options, pgbouncer: PgbouncerProgram, folder: Path, machine: str, progress: Progress
+) -> Section:
     if part == "reaction":
-        return sections.reaction_section(reaction.measure(pgbouncer, options.repetitions), machine)
+        return sections.reaction_section(reaction.measure(pgbouncer, options.repetitions, progress), machine)
     if part == "skew":
-        blocks = skew.measure(pgbouncer, options.repetitions, options.block_seconds, folder)
+        blocks = skew.measure(pgbouncer, options.repetitions, options.block_seconds, folder, progress)
         return sections.skew_section(blocks, machine)
     if part == "cost":
-        costs = coordination.measure(pgbouncer, options.tasks, options.cost_seconds, folder)
+        costs = coordination.measure(pgbouncer, options.tasks, options.cost_seconds, folder, progress)
         return sections.cost_section(costs, machine)
+    progress(f"simulated: {options.simulated_tasks} tasks")
     return sections.simulated_section(simulated.measure(options.simulated_tasks, options.cost_seconds), machine)
 
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.command import Progress
 from benchmarks.fleet.rig import (
     FleetTerms,
     RunningFleet,
@@ -109,12 +110,15 @@ class Costs:
     alone_agent_cpu_percent: dict[str, float] = field(default_factory=dict)
 
 
-def measure(program: PgbouncerProgram, counts: Sequence[int], seconds: float, folder: Path) -> Costs:
+def measure(
+    program: PgbouncerProgram, counts: Sequence[int], seconds: float, folder: Path, progress: Progress
+) -> Costs:
     """Measure fleets of so many tasks, and one task that is alone. Raises RuntimeError without pgbench."""
     script = folder / "load.sql"
     script.write_text(f"select pg_sleep({HOLD_SECONDS}) as {LOAD};\n")
     costs = Costs()
     for tasks in counts:
+        progress(f"cost: {tasks} tasks")
         terms = FleetTerms(tasks, slots=SLOTS_PER_TASK * tasks)
         with (
             running_database(terms.budget + 60) as database,
@@ -125,6 +129,7 @@ def measure(program: PgbouncerProgram, counts: Sequence[int], seconds: float, fo
                 name: _phase(watch, fleet, pgbench_of(database), script, clients, seconds)
                 for name, clients in _clients(terms).items()
             }
+    progress("cost: a task that is alone")
     terms = FleetTerms(1, slots=SLOTS_PER_TASK)
     with (
         running_database(100) as database,

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import psycopg
+from benchmarks.command import Progress
 from benchmarks.fleet.rig import POLL_SECONDS, FleetTerms, RunningTask, Watch, running_database, running_fleet, watching
 
 from emberpool_local.pgbouncer.program import PgbouncerProgram
@@ -45,7 +46,7 @@ class Reactions:
     asleep: Sequence[Reaction]
 
 
-def measure(program: PgbouncerProgram, repetitions: int) -> Reactions:
+def measure(program: PgbouncerProgram, repetitions: int, progress: Progress) -> Reactions:
     """Measure `repetitions` bursts of each kind, each on another task than the one before."""
     with (
         running_database(TERMS.budget + 40) as database,
@@ -54,6 +55,7 @@ def measure(program: PgbouncerProgram, repetitions: int) -> Reactions:
     ):
         awake, asleep = [], []
         for number in range(repetitions + 1):
+            progress(f"reaction {number} of {repetitions}: a burst while the fleet is awake, one while it is asleep")
             burst, *others = fleet.tasks[number % TERMS.tasks :] + fleet.tasks[: number % TERMS.tasks]
             with ExitStack() as stack:
                 for task in (burst, *others):

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.command import Progress
 from benchmarks.fleet.rig import (
     FleetTerms,
     RunningFleet,
@@ -65,7 +66,9 @@ class Block:
         return self.busy.rate(since) + self.quiet.rate(since)
 
 
-def measure(program: PgbouncerProgram, repetitions: int, seconds: int, folder: Path) -> Mapping[str, Sequence[Block]]:
+def measure(
+    program: PgbouncerProgram, repetitions: int, seconds: int, folder: Path, progress: Progress
+) -> Mapping[str, Sequence[Block]]:
     """Measure blocks of all three kinds, repetition by repetition. Raises RuntimeError when there is no pgbench."""
     settings = {"server_idle_seconds": "2"}
     script = folder / "hold.sql"
@@ -80,6 +83,7 @@ def measure(program: PgbouncerProgram, repetitions: int, seconds: int, folder: P
         pgbench = pgbench_of(database)
         fleets = {SHARED: shared, BIG: big, SPLIT: split}
         for repetition in range(repetitions + 1):
+            progress(f"skew {repetition} of {repetitions}: {len(fleets)} blocks")
             for name in random.sample(list(fleets), len(fleets)):
                 block = _block(pgbench, script, fleets[name], seconds if repetition else LEAD_IN_SECONDS + 1)
                 if repetition:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import (
+    Progress,
     add_outputs,
     at_least_one,
     clear_errors,
     machine_line,
     make_console,
+    progress_on,
     write_page,
     write_results,
 )
@@ -56,8 +58,8 @@ def main() -> None:
 
 
 def _measure(options: Options) -> None:
-    began = time.monotonic()
     console = make_console()
+    began, progress = time.monotonic(), progress_on(console)
     cores = Cores.chosen()
     pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
     machine = this_machine(str(find_postgres().version), ".".join(map(str, pgbouncer.version)))
@@ -66,7 +68,7 @@ def _measure(options: Options) -> None:
     shown: list[Section] = []
     with TempFolder("bench") as folder:
         for part in options.parts:
-            results[part], section = _measured(part, options, cores, folder, console, machine_line(machine))
+            results[part], section = _measured(part, options, cores, folder, console, machine_line(machine), progress)
             shown.append(section)
     results["seconds"] = round(time.monotonic() - began, 1)
     console.print(f"\nmeasured in {results['seconds']:.0f} s")
@@ -75,21 +77,28 @@ def _measure(options: Options) -> None:
 
 
 def _measured(
-    part: str, options: Options, cores: Cores, folder: Path, console: Console, machine: str
+    part: str,
+    options: Options,
+    cores: Cores,
+    folder: Path,
+    console: Console,
+    machine: str,
+    progress: Progress,
 ) -> tuple[Mapping[str, Any], Section]:
     console.print()
     if part == "warm":
         found = {}
         for placed in dict.fromkeys((cores.together(), cores)):
-            found[placed] = warm_path.measure(placed, options.repetitions, options.invocations)
+            found[placed] = warm_path.measure(placed, options.repetitions, options.invocations, progress)
             tables.show_warm_path(console, found[placed], placed)
         results = {placed.text(): tables.warm_path_json(warm) for placed, warm in found.items()}
         return results, sections.warm_path_section(found, machine)
     if part == "imports":
+        progress(f"imports: {options.repetitions} of each")
         imports = import_time.measure(cores, folder, options.repetitions)
         tables.show_imports(console, imports)
         return tables.imports_json(imports), sections.imports_section(imports, machine)
-    cold = cold_start.measure(cores, folder, options.cold_repetitions, options.delays_ms, options.own_imports)
+    cold = cold_start.measure(cores, folder, options.cold_repetitions, options.delays_ms, options.own_imports, progress)
     tables.show_cold_start(console, cold)
     return tables.cold_start_json(cold), sections.cold_start_section(cold, machine)
 

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.command import Progress
 from benchmarks.layer.cores import Cores, confirm, on
 from benchmarks.layer.relay import round_trip_ms, running_relay
 from benchmarks.layer.secrets_extension import running_extension
@@ -75,7 +76,12 @@ class ColdStart:
 
 
 def measure(
-    cores: Cores, folder: Path, repetitions: int, delays_ms: Sequence[float], own_imports: Sequence[str]
+    cores: Cores,
+    folder: Path,
+    repetitions: int,
+    delays_ms: Sequence[float],
+    own_imports: Sequence[str],
+    progress: Progress,
 ) -> ColdStart:
     """Measure every way at every delay (of a round trip); `folder` gets the servers' files."""
     found = ColdStart()
@@ -89,6 +95,7 @@ def measure(
                 found.measured_round_trips_ms[delay_ms] = round_trip_ms(delay_ms / 2)
             with _path(cores, local, moto, delay_ms, secret_arn) as environments, on(cores.measured):
                 for imports in own_imports:
+                    progress(f"cold start over {delay_ms:g} ms, own imports: {imports}; {repetitions} of each way")
                     found.starts[Setting(delay_ms, imports)] = _starts(environments, imports, repetitions)
     return found
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from benchmarks.command import Progress
 from benchmarks.layer.cores import Cores, confirm, on
 from benchmarks.layer.relay import running_relay
 from psycopg.conninfo import make_conninfo
@@ -49,7 +50,7 @@ class WarmPath:
     invocations: int
 
 
-def measure(cores: Cores, repetitions: int, invocations: int) -> WarmPath:
+def measure(cores: Cores, repetitions: int, invocations: int, progress: Progress) -> WarmPath:
     """Measure all ways; `invocations` per repetition and way."""
     with on(cores.servers):
         postgres = EmbeddedPostgres()
@@ -61,7 +62,8 @@ def measure(cores: Cores, repetitions: int, invocations: int) -> WarmPath:
             ways = _ways(postgres, postgres.port)
             _repetition(ways, invocations // 4)
             found: dict[str, list[float]] = {name: [] for name in ways}
-            for _ in range(repetitions):
+            for repetition in range(1, repetitions + 1):
+                progress(f"warm path {repetition} of {repetitions}: {len(ways)} ways")
                 for name, duration_us in _repetition(ways, invocations).items():
                     found[name].append(duration_us)
         return WarmPath(found, round_trips, invocations)

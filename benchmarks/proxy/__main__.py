@@ -10,16 +10,18 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.command import (
+    Progress,
     add_outputs,
     at_least_one,
     line_results,
     machine_line,
     make_console,
+    progress_on,
     write_page,
     write_results,
 )
@@ -81,11 +83,7 @@ def _measure(options: Options, console: Console) -> list[Line]:
     pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
     machine = this_machine(str(find_postgres().version), ".".join(map(str, pgbouncer.version)))
     console.print(machine_line(machine))
-    began = time.monotonic()
-
-    def progress(text: str) -> None:
-        console.print(f"{time.monotonic() - began:6.0f} s  {text}")
-
+    began, progress = time.monotonic(), progress_on(console)
     sections: list[Section] = []
     for name in options.parts:
         section = _part(name, options, pgbouncer, machine_line(machine), progress)
@@ -101,9 +99,7 @@ def _measure(options: Options, console: Console) -> list[Line]:
     return lines
 
 
-def _part(
-    name: str, options: Options, pgbouncer: PgbouncerProgram, machine: str, progress: Callable[[str], None]
-) -> Section:
+def _part(name: str, options: Options, pgbouncer: PgbouncerProgram, machine: str, progress: Progress) -> Section:
     repetitions = options.repetitions
     if name == "overhead":
         overheads = overhead.measure(pgbouncer, options.clients, repetitions, options.block_seconds, progress)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks.command import Progress
 from benchmarks.plots import Plot, bars
 from benchmarks.proxy import storms, tables, throughput
 from benchmarks.proxy.pair import running_database
@@ -27,7 +27,7 @@ class Terms:
     hold_seconds: float
 
 
-def measured_section(program: PgbouncerProgram, terms: Terms, machine: str, progress: Callable[[str], None]) -> Section:
+def measured_section(program: PgbouncerProgram, terms: Terms, machine: str, progress: Progress) -> Section:
     """Measure, and return all that the page says of it."""
     with running_database() as database, TempFolder("bench") as folder:
         progress(f"agent: {terms.blocks} blocks of pgbench on each of three")

@@ -6,9 +6,10 @@ Each way is started anew for each storm, so that its pool is empty, too. The dat
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from benchmarks.command import Progress
 from benchmarks.proxy.clients import ClientProcess, Storm, running_clients
 from benchmarks.proxy.contenders import (
     BARE,
@@ -31,9 +32,7 @@ SPARE_CLIENTS = 100
 Storms = Mapping[int, Mapping[str, list[Storm]]]
 
 
-def measure(
-    program: PgbouncerProgram, counts: Sequence[int], repetitions: int, progress: Callable[[str], None]
-) -> Storms:
+def measure(program: PgbouncerProgram, counts: Sequence[int], repetitions: int, progress: Progress) -> Storms:
     """Return the storms by their clients and by the way, repetition by repetition."""
     found: dict[int, dict[str, list[Storm]]] = {count: {name: [] for name in NAMES} for count in counts}
     with running_secured_database(MAX_CONNECTIONS) as database, running_clients() as clients:

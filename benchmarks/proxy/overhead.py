@@ -7,10 +7,11 @@ for each client. The load shares the machine with what it measures.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from benchmarks.command import Progress
 from benchmarks.proxy.contenders import (
     BARE,
     OURS,
@@ -72,7 +73,7 @@ def measure(
     client_counts: Sequence[int],
     repetitions: int,
     seconds: int,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Overhead:
     """Measure all loads on all ways. Raises RuntimeError when emberpool or the bare PgBouncer fails a client."""
     found = Overhead()
@@ -113,7 +114,7 @@ def _running_all(
     program: PgbouncerProgram,
     most_clients: int,
     found: Overhead,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Iterator[list[Contender]]:
     with (
         running_bare_pgbouncer(database, program, {"max_client_conn": str(MOST_BARE_CLIENTS)}) as bare,

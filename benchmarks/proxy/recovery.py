@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.command import Progress
 from benchmarks.proxy.contenders import (
     BARE,
     OURS,
@@ -32,9 +33,7 @@ NAMES = (BARE, OURS)
 Recoveries = Mapping[str, Mapping[str, list[Recovery]]]
 
 
-def measure(
-    program: PgbouncerProgram, repetitions: int, outage_seconds: float, progress: Callable[[str], None]
-) -> Recoveries:
+def measure(program: PgbouncerProgram, repetitions: int, outage_seconds: float, progress: Progress) -> Recoveries:
     """Return what was seen by fault and way. Raises RuntimeError when a pool does not recover at all."""
     found: dict[str, dict[str, list[Recovery]]] = {fault: {name: [] for name in NAMES} for fault in FAULTS}
     with running_secured_database(MAX_CONNECTIONS) as database:

@@ -10,11 +10,11 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.command import add_outputs, at_least_one, make_console, write_page, write_results
+from benchmarks.command import Progress, add_outputs, at_least_one, make_console, progress_on, write_page, write_results
 from benchmarks.lines import as_json, show
 from benchmarks.scale.sections import Found, lines, scale_section
 from benchmarks.section import sections_json
@@ -42,7 +42,7 @@ def main() -> None:
     options = _options()
     console = make_console()
     began = time.monotonic()
-    found = _simulated(options)
+    found = _simulated(options, progress_on(console))
     shown = lines(found, options.virtual_seconds)
     section = scale_section(found, options.virtual_seconds)
     show(console, shown)
@@ -61,7 +61,7 @@ def main() -> None:
     sys.exit(bool(section.missed))
 
 
-def _simulated(options: Options) -> Found:
+def _simulated(options: Options, progress: Progress) -> Found:
     # The largest first: it takes longest, and the others fit beside it.
     sizes = sorted(options.tasks, reverse=True)
     with ProcessPoolExecutor() as processes:
@@ -72,6 +72,9 @@ def _simulated(options: Options) -> Found:
             ]
             for tasks in sizes
         }
+        for done in as_completed([one for runs in running.values() for one in runs]):
+            result = done.result()
+            progress(f"{result.tasks} tasks, seed {result.seed}: {options.virtual_seconds:g} virtual seconds")
         return {tasks: [one.result() for one in running[tasks]] for tasks in sorted(sizes)}
 
 

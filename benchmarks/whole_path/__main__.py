@@ -21,6 +21,7 @@ from benchmarks.command import (
     line_results,
     machine_line,
     make_console,
+    progress_on,
     write_page,
     write_results,
 )
@@ -59,7 +60,7 @@ def main() -> None:
 
 def _run(options: Options) -> None:
     console = make_console()
-    began = time.monotonic()
+    began, progress = time.monotonic(), progress_on(console)
     pgbouncer = find_pgbouncer(console.print)  # the first time it is built: not while something is measured
     postgres = find_postgres()
     if not postgres.has_tls:
@@ -70,7 +71,9 @@ def _run(options: Options) -> None:
     console.print(machine_line(machine))
     with running_path(postgres, pgbouncer, options.environments, options.network) as path:
         found = asyncio.run(
-            blocks.measure(path, options.environments, options.delays_ms, options.repetitions, options.block_seconds)
+            blocks.measure(
+                path, options.environments, options.delays_ms, options.repetitions, options.block_seconds, progress
+            )
         )
         network = path.network.kind
     section = path_section(found, options.environments, options.block_seconds, network, machine_line(machine))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from benchmarks.command import Progress
 from benchmarks.whole_path.rig import CODE_FOLDER, WholePath
 
 from emberpool_local.burst.results import percentile
@@ -46,7 +47,12 @@ class Found:
 
 
 async def measure(
-    path: WholePath, environments: int, delays_ms: Sequence[float], repetitions: int, seconds: float
+    path: WholePath,
+    environments: int,
+    delays_ms: Sequence[float],
+    repetitions: int,
+    seconds: float,
+    progress: Progress,
 ) -> dict[float, Found]:
     """Measure all ways at all delays, in turns. The environments are started once and stay."""
     async with AsyncExitStack() as stack:
@@ -67,7 +73,8 @@ async def measure(
             with path.delayed(delay_ms):
                 round_trips = await asyncio.to_thread(path.round_trips_ms)
                 blocks: dict[str, list[Block]] = {name: [] for name in fleets}
-                for _ in range(repetitions):
+                for repetition in range(1, repetitions + 1):
+                    progress(f"{delay_ms:g} ms, {repetition} of {repetitions}: {len(fleets)} blocks")
                     for name in random.sample(list(fleets), len(fleets)):
                         blocks[name].append(await _block(fleets[name], environments, seconds))
                 found[delay_ms] = Found(blocks, round_trips)
