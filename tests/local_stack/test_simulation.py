@@ -7,7 +7,7 @@ import json
 import pytest
 
 from emberpool_local.simulation.command import main
-from emberpool_local.simulation.scale import jain
+from emberpool_local.simulation.scale import jain, run_large
 
 
 def test_a_large_fleet_converges_within_its_budget(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,6 +18,12 @@ def test_a_large_fleet_converges_within_its_budget(capsys: pytest.CaptureFixture
     assert result["most_connections"] <= result["budget"]
     assert result["converged_seconds"] is not None
     assert result["fairness"] > 0.9
+
+
+def test_no_task_is_left_without_slots_by_bad_luck() -> None:
+    """A hundred tasks start at once; one found no free slot at each look, two seconds apart, for nine seconds."""
+    result = run_large(100, 20_000, 20.0, seed=1)
+    assert result.broken == ""
 
 
 def test_the_result_is_printed_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,12 +14,13 @@ FRESH_SECONDS = 0.3  # a view of the fleet that is older does not say which slot
 HUNGRY_LOOK_SECONDS = 0.25
 HOLDING_LOOK_SECONDS = 0.75
 CONTENT_VIEW_SECONDS = 5.0  # while nobody lacks anything: for those who watch the numbers
-# Between two looks of a task, for each task of the fleet. All together make 50 views a second at most (with 500 tasks
-# that is a third of a core of the database), and 10 while nobody lacks anything; of the cheap question 500.
+# Between two looks of a task, for each task of the fleet. All together make 50 views a second (with 500 tasks that is a
+# third of a core of the database), and 10 while nobody lacks anything; of the cheap question 500.
 SECONDS_PER_SESSION = 0.02
 CONTENT_SECONDS_PER_SESSION = 0.1
 QUESTION_SECONDS_PER_SESSION = 0.002
 JITTER = 0.25
+SHORT_PART = 0.5  # of that time for a task that has less than its share: it must not miss what others give back
 NEVER = float("-inf")
 
 
@@ -36,6 +37,7 @@ class Mood:
     is_holding: bool
     is_answered: bool  # the cheap question was
     chance: random.Random
+    is_short: bool = False  # it is hungry, and has less than its share
     is_moving: bool = False  # something is on its way: to be looked at soon
     is_changing: bool = False  # this step has changed something
     is_urgent: bool = False  # what is known is not enough to go on
@@ -74,7 +76,7 @@ def set_pace(pace: Pace, mood: Mood, tick_seconds: float, *, can_look: bool) -> 
         return replace(pace, looked_at=NEVER, view_asked_at=None, is_question_open=False), Look(wait)
     pace = _answered(pace, mood)
     is_due = mood.now >= mood.settles_at
-    if mood.is_urgent or is_due or mood.now >= pace.looked_at + pace.haste * look_seconds(mood):
+    if mood.is_urgent or is_due or mood.now >= pace.looked_at + pace.haste * _own_look_seconds(mood):
         suffices = not (mood.is_urgent or is_due) and _is_question_enough(mood)
         pace = replace(
             pace,
@@ -96,8 +98,16 @@ def _answered(pace: Pace, mood: Mood) -> Pace:
     return replace(pace, is_question_open=pace.is_question_open and not mood.is_answered)
 
 
+def _own_look_seconds(mood: Mood) -> float:
+    seconds = look_seconds(mood)
+    return max(HUNGRY_LOOK_SECONDS, SHORT_PART * seconds) if mood.is_short else seconds
+
+
 def look_seconds(mood: Mood) -> float:
-    """Return the time between two looks: what this task needs, or what the database can bear of the whole fleet."""
+    """Return the time between two looks: what a task needs, or what the database can bear of the whole fleet.
+
+    It is also what others are expected to take at most: who has less than its share looks sooner.
+    """
     if mood.is_hungry or mood.is_pressed:
         return max(HUNGRY_LOOK_SECONDS, mood.sessions * SECONDS_PER_SESSION)
     if mood.is_holding:

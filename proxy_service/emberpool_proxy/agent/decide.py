@@ -340,6 +340,7 @@ def _mood(state: State, reading: Reading) -> Mood:
         sessions=len(reading.fleet.others) + 1 if reading.fleet else 1,
         is_hungry=state.is_hungry or not state.usable.is_complete,
         is_pressed=bool(reading.held and (reading.is_anybody_hungry or state.rivals.missing)),
+        is_short=state.is_hungry and len(reading.held) < state.rivals.share,
         is_holding=bool(reading.held),
         is_in_use=bool(reading.held) or _is_in_use(reading),
         is_answered=reading.is_anybody_hungry is not None,
