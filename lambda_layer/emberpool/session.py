@@ -36,7 +36,7 @@ NoticeHandler = Callable[[errors.Diagnostic], None]
 
 SET_TIMEOUT = b"; SET LOCAL statement_timeout = %d"  # behind BEGIN, in one message
 CANCEL_SECONDS, SHORTEST_CANCEL_SECONDS = 2.0, 0.01
-COMMIT_PATIENCE_SECONDS = 0.05  # for a handler that returns when its time is nearly over
+COMMIT_LOOK_MS = 25  # COMMIT waits for so long before it looks at the clock, and at least
 PREPARE_THRESHOLD, PREPARED_MAX = 5, 100  # psycopg's own
 NOTHING_TO_SEND = cast("PQGen[None]", ())  # what `yield from` takes for a generator that is over
 
@@ -126,7 +126,7 @@ class SessionConnection(psycopg.Connection[TupleRow]):
             if status != INTRANS:
                 self._check_connection_ok()
             try:
-                failure = self._failure_of_commit()
+                failure = exchange.failure_of(self, b"COMMIT", self.deadline.last_answer_at, COMMIT_LOOK_MS)
             except psycopg.Error:
                 raise
             except TimeoutError:
@@ -143,14 +143,6 @@ class SessionConnection(psycopg.Connection[TupleRow]):
             while notification := self.pgconn.notifies():  # a transaction's own NOTIFY comes with the answer
                 if self.pgconn.notify_handler:
                     self.pgconn.notify_handler(notification)
-
-    def _failure_of_commit(self) -> PGresult | None:
-        until = self.deadline.last_answer_at
-        if until == math.inf:
-            return exchange.failure_of(self, b"COMMIT")
-        now = time.time()
-        until = max(until, now + COMMIT_PATIENCE_SECONDS)
-        return exchange.failure_of(self, b"COMMIT", until, min(int((until - now) * 1000), exchange.LOOK_AGAIN_MS))
 
     def close(self) -> None:
         """Close the connection; what has not been committed is rolled back."""
