@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SNAP_START = "snap-start"
 EXTENSIONS_API = "/2020-01-01/extension"
 EXTENSION_NAME = "emberpool"  # Lambda shows it in the function's log
-REGISTRATION_SECONDS = 0.5  # about a millisecond is usual
+REGISTRATION_SECONDS = 2.0  # about a millisecond is usual; who gives up is not told of the shutdown
 ASKS_AGAIN_SECONDS = (
     0.05,
     0.2,

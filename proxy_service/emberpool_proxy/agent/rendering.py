@@ -127,8 +127,9 @@ class Rendering:
 
         They get a name that differs in upper and lower case only: another one to the cache, the same to DNS and TLS.
         """
-        if self._settings.database_host.startswith("/"):
-            return True  # a socket's folder: nothing is resolved
+        host = self._known.database_host or self._settings.database_host
+        if host.startswith("/") or respelled(host) == host:
+            return True  # a socket's folder, or an address: nothing is resolved
         return await self.change(
             engines,
             lambda known: replace(known, database_host=respelled(known.database_host or self._settings.database_host)),

@@ -142,12 +142,15 @@ class LoginGate:
             self._waiting_since.pop(key, None)
 
     async def _wake_for_who_waits(self, console: AdminConsole, process_id: int) -> None:
-        """Open the gates at which somebody waits, by one question: each takes a turn of a PgBouncer full of logins."""
+        """Open the gates at which somebody waits, by two questions: each takes a turn of a PgBouncer full of logins."""
         closed = [key for key, state in self._states.items() if key[0] == process_id and state.gate is Gate.CLOSED]
         if not closed:
             return
         async with asyncio.timeout(CONSOLE_SECONDS):
             waited_for = {pool.database for pool in await console.show_pools() if pool.cl_waiting}
+            if waited_for and await console.show_state() != ACTIVE:
+                await self._stand_back(console, process_id)
+                return
         for key in closed:
             if key[1] in waited_for:
                 await self._wake(console, key)

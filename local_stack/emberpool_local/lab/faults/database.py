@@ -14,7 +14,7 @@ SUBJECT = "the database"
 # All shorter than query_wait_seconds, which is how long new work waits.
 OUTAGE_SECONDS = (0.5, 3.0)
 DETECTION_SECONDS = (0.2, 2.0)  # until somebody notices that the primary is gone, and begins the failover
-LATE_NAME_SECONDS = (1.0, 3.0)  # for which the name still leads to the old writer
+LATE_NAME_SECONDS = (0.1, 3.0)  # for which the name still leads to the old writer
 BACK_SECONDS = 1.0  # after the database, in which the pool is to be back
 
 
