@@ -6,6 +6,7 @@ A test makes its own database (`create_role_and_database`) rather than count on 
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from emberpool_local.pgbouncer.program import PgbouncerProgram, find_pgbouncer
 from emberpool_local.postgres.server import EmbeddedPostgres
 
 from .local_lambda import NewFleet, fleet_of
+
+# Whoever is started in the background (`make test &`) ignores SIGINT, and so would all that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A run tells of the change, not of the chance: the same examples each time. `make explore` looks for others.
 settings.register_profile("same", derandomize=True)

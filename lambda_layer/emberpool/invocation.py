@@ -92,7 +92,17 @@ class Invocation:
     @contextmanager: it stands on the warm path of every invocation.
     """
 
-    __slots__ = ("_connection", "_context", "_deadline", "_is_cold", "_joined", "_options", "_wait_ms", "_warm")
+    __slots__ = (
+        "_connection",
+        "_context",
+        "_deadline",
+        "_is_cancelled",
+        "_is_cold",
+        "_joined",
+        "_options",
+        "_wait_ms",
+        "_warm",
+    )
 
     def __init__(self, warm: WarmConnection, options: HandlerOptions, deadline: Deadline, context: object) -> None:
         self._warm = warm
@@ -101,6 +111,7 @@ class Invocation:
         self._context = context
         self._is_cold = not warm.is_open
         self._joined: AbstractContextManager[object] | None = None
+        self._is_cancelled = False
 
     def __enter__(self) -> SessionConnection:
         database = self._options.database
@@ -179,7 +190,8 @@ class Invocation:
         if time.time() >= self._deadline.last_answer_at:
             if connection.give_up():
                 telemetry.given_up()
-        elif connection.cancel_running():
+        elif connection.cancel_running() and not self._is_cancelled:
+            self._is_cancelled = True  # a statement that goes on is cancelled again, and said once
             telemetry.deadline_cancelled()
 
 

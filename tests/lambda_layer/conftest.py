@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -124,8 +124,8 @@ def cut_after_commit(monkeypatch: pytest.MonkeyPatch) -> None:
             return original(self)
         self.pgconn.send_query(b"COMMIT")
         self.pgconn.flush()
-        time.sleep(0.3)  # the server has committed by now; its answer is in our socket's buffer
         with socket.socket(fileno=os.dup(self.pgconn.socket)) as wire:
+            assert select.select([wire], [], [], 10.0)[0]  # the server has committed: its answer is in our buffer
             wire.recv(65536)
             wire.shutdown(socket.SHUT_RDWR)
         self.pgconn.consume_input()

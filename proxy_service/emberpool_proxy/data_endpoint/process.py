@@ -30,6 +30,7 @@ from emberpool_proxy.data_endpoint.keys import Keys
 from emberpool_proxy.data_endpoint.leases import KEEP_ALIVE_SECONDS, Address, LeaseLimits
 from emberpool_proxy.data_endpoint.limits import Limits
 from emberpool_proxy.data_endpoint.listener import Listener
+from emberpool_proxy.data_endpoint.memory import keep_growth_bounded
 from emberpool_proxy.data_endpoint.once import Answers
 from emberpool_proxy.data_endpoint.operations import Operations
 from emberpool_proxy.data_endpoint.pool import SessionPool
@@ -91,6 +92,7 @@ async def serve(settings: ProxySettings) -> None:
     freeze_what_is_loaded()
     serving = asyncio.create_task(listener.run())
     tidying = asyncio.create_task(_tidy(parts.limits))
+    bounding = asyncio.create_task(keep_growth_bounded(settings.data_response_bytes))
     logger.info("the data endpoint serves", extra={"fields": {"port": settings.data_port, "address": own}})
     try:
         await asyncio.wait({serving, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
@@ -99,6 +101,7 @@ async def serve(settings: ProxySettings) -> None:
             listener.stop()
         await serving
     finally:
+        bounding.cancel()
         tidying.cancel()
         counting.cancel()
         await others.close()

@@ -58,8 +58,11 @@ class JsonRows:
         start, count = 0, result.ntuples
         while start < count:
             stop = min(count, start + self._next_rows())
-            rows = self._shape.encoded(result, start, stop)
-            part = orjson.dumps(rows if self._items is None else self._items(rows))
+            try:
+                rows = self._shape.encoded(result, start, stop)
+                part = orjson.dumps(rows if self._items is None else self._items(rows))
+            except MemoryError:  # see memory.py: far above the limit
+                raise ResultTooLarge(self._limit_bytes) from None
             self._parts.append(part)
             self._bytes += len(part)
             self._rows += stop - start

@@ -33,8 +33,11 @@ _MOST_LAST_RESULTS = 8
 _PART_ROWS = 64  # a result comes in parts of so many rows, so that one that is too large can be dropped on the way
 # Bytes that arrive are counted from this read on: a result of a few rows pays nothing for it.
 _READS_NOT_COUNTED = 3
-# More of one part of a result is not kept, the connection is closed: the task's memory is everybody's.
+# More of one part of a result is not kept, the connection is closed. What libpq reads while it is asked to is not
+# counted, so this ends most such results early, and memory.py the others.
 _MOST_PENDING_BYTES = 32 * 1024 * 1024
+_TOO_LARGE = "a row of the result is too large for the endpoint"
+_NO_ROOM = "cannot allocate memory for input buffer"  # libpq's: see memory.py
 _LENGTH = struct.Struct("i")
 
 
@@ -221,7 +224,7 @@ class Session:
         self._pending += taken
         most_pending = max(_MOST_PENDING_BYTES, self._most_bytes)
         if self._pending > most_pending:
-            self._lose(f"a row of the result is too large for the endpoint (more than {most_pending} bytes)")
+            self._lose(_TOO_LARGE)
         elif self._is_asked and self._received > self._most_bytes and not self.is_overflowing:
             self.is_overflowing = True
             self._outcome.clear()
@@ -274,7 +277,7 @@ class Session:
     def _lose(self, words: str) -> None:
         if self._lost_by is not None:
             return
-        self._lost_by = words
+        self._lost_by = _TOO_LARGE if _NO_ROOM in words else words
         was_running, self.is_running = self.is_running, False
         self._stop_writing()
         self._loop.remove_reader(self._socket)

@@ -115,6 +115,11 @@ class RawEndpoint:
         """How much memory its process has."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def most_address_space_bytes(self) -> int:
+        """How much its process has ever asked the kernel for."""
+        (line,) = (line for line in Path(f"/proc/{self.pid}/status").read_text().splitlines() if "VmPeak" in line)
+        return int(line.split()[1]) * 1024
+
     def failures(self) -> list[str]:
         """What it has logged that is wrong with itself."""
         wrong = (line for line in self.proxy.log_lines() if line["level"] == "ERROR")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import resource
 import socket
 import struct
@@ -168,6 +169,20 @@ def test_client_that_never_reads_its_answer_holds_up_nobody(endpoint: RawEndpoin
             connection.sendall(large)
         for number in range(20):
             assert endpoint.rows(f"select {number}") == [[number]]
+
+
+@pytest.mark.parametrize("megabytes", [200, 900])
+def test_row_of_any_size_ends_its_own_call_only(endpoint: RawEndpoint, megabytes: int) -> None:
+    """The process does not ask for the memory that is the task's, and serves others meanwhile."""
+    before = endpoint.most_address_space_bytes()
+    with endpoint.connection() as connection, connection.makefile("rb") as incoming:
+        connection.sendall(endpoint.request(statement(f"select repeat('x', {megabytes}000000)")))
+        for number in range(20):
+            assert endpoint.rows(f"select {number}") == [[number]]
+        answer = next(read_answers(incoming))
+    assert answer.status == 400
+    assert re.search("a row of the result is too large|more than the allowed response size", answer.message)
+    assert endpoint.most_address_space_bytes() - before < 700 * MIB
 
 
 def test_no_memory_is_lost_over_thousands_of_requests(endpoint: RawEndpoint) -> None:

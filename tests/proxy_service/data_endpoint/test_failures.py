@@ -154,7 +154,7 @@ async def test_cancel_request_is_through_before_the_session_is_used_again(
 async def test_statement_that_may_go_on_after_its_time_does(data: Running, pool: EndpointPool) -> None:
     """The answer names its process, the statement ends by itself, and has done what it should."""
     async with operations(pool, statement_seconds=0.2) as patient:
-        sql = "with slow as (select pg_sleep(0.8)) insert into things select 3, 'late' from slow"
+        sql = "with slow as (select pg_sleep(2)) insert into things select 3, 'late' from slow"
         error = await patient.error(ExecuteStatement(sql, continues_after_timeout=True))
         assert error.kind == STATEMENT_TIMEOUT
         (seen,) = pool.sql("select pid from pg_stat_activity where query like '%late%' and pid <> pg_backend_pid()")
@@ -170,7 +170,7 @@ async def test_statement_that_goes_on_in_a_transaction_keeps_it(data: Running, p
     """The next call waits for it and finds what it has done."""
     async with operations(pool, statement_seconds=0.2) as patient:
         transaction = await begin(patient)
-        sql = "with slow as (select pg_sleep(0.6)) insert into things select 3, 'late' from slow"
+        sql = "with slow as (select pg_sleep(2)) insert into things select 3, 'late' from slow"
         place = Place(transaction_id=transaction)
         error = await patient.error(ExecuteStatement(sql, place, continues_after_timeout=True))
         assert error.kind == STATEMENT_TIMEOUT
