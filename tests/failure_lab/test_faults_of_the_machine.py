@@ -78,7 +78,7 @@ async def test_failover_is_followed_after_the_clock_went_back(rig: Rig, load: Lo
     for task in tasks:
         assert task.clock is not None
         task.clock.shift(HOUR)
-    await asyncio.sleep(2 * 2.5)  # dns_max_ttl: the name is resolved with the clock ahead
+    await asyncio.sleep(2 * 2.5)  # the name is resolved with the clock ahead
     await works(load)
     for task in tasks:
         assert task.clock is not None

@@ -58,7 +58,6 @@ from emberpool_proxy.tls.pem import CertificateFiles
 from emberpool_proxy.tls.published_ca import PublishedCa
 from emberpool_proxy.tls.shared_authority import OwnAuthority
 
-RESPELL_SECONDS = 0.5  # clients wait meanwhile; a PgBouncer that does not answer must not hold up the others' return
 LOAD_AGAIN_SECONDS = 5.0  # an agent that started again and cannot read its secrets yet
 
 
@@ -124,7 +123,7 @@ class Pool:
             settings, login_turn, self._has_servers, DatabaseTlsFaults(settings).saw
         )
         self._database_watch = DatabaseWatch(
-            settings, engines, health, self._probe_login, login_turn, self._before_return
+            settings, engines, health, self._probe_login, login_turn, self._database_authorities.check
         )
         for callback in (
             self._telemetry.counts.count_event,
@@ -283,14 +282,6 @@ class Pool:
 
     async def _clock_went_back(self) -> None:
         await self._rendering.respell_database_host(self._engines)
-
-    async def _before_return(self) -> None:
-        await self._database_authorities.check()
-        # The database that answered is where its name leads now. PgBouncer keeps for dns_max_ttl where it led a moment
-        # before the outage: to the old writer, which may be a reader by now.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RESPELL_SECONDS):
-                await self._rendering.respell_database_host(self._engines)
 
     def _probe_login(self) -> tuple[str, str]:
         snapshot = self._rendering.known.snapshot

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from emberpool_proxy.log import logger
 
-WENT_BACK_SECONDS = 3.0  # less only makes a name live twice as long as dns_max_ttl
+WENT_BACK_SECONDS = 3.0  # less makes a name live for so much longer than dns_max_ttl
 
 
 class WallClock:
