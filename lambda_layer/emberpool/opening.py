@@ -26,6 +26,9 @@ from emberpool.waiting import connected, within
 
 TCP_USER_TIMEOUT_MS = 5000  # keepalives are off while data is unacknowledged; this bounds that case
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_COUNT = 30, 5, 3
+# libpq looks for a client certificate in the home folder, and gives up where it may not look: container images have
+# /root for one, which the function's user cannot read. Below a file there is nothing, for nobody.
+NO_CLIENT_CERTIFICATE = f"{os.devnull}/none"
 LONGEST_APPLICATION_NAME = 63  # PostgreSQL cuts it there
 NO_AUTHORITY = "there is no CA certificate"
 
@@ -116,6 +119,7 @@ def _connect(settings: LayerSettings, login: Login, deadline: Deadline = NO_DEAD
         password=login.password,
         sslmode=settings.sslmode,
         sslrootcert=_sslrootcert(settings, login),
+        sslcert=os.environ.get("PGSSLCERT") or NO_CLIENT_CERTIFICATE,
         tcp_user_timeout=TCP_USER_TIMEOUT_MS,
         keepalives_idle=KEEPALIVE_IDLE_SECONDS,
         keepalives_interval=KEEPALIVE_INTERVAL_SECONDS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeVar
 
 import psycopg
@@ -41,5 +42,7 @@ async def log_in(
         sslmode=settings.server_tls_mode,
         # With a CA at hand libpq would verify in the mode `require`, too; PgBouncer does not.
         sslrootcert=str(bundle_path(settings)) if verifies else "",
+        # As PgBouncer, none; libpq would look in the home folder, and give up where it may not look.
+        sslcert=f"{os.devnull}/none",
         **options,
     )

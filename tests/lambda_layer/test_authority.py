@@ -113,6 +113,30 @@ def test_function_verifies_the_proxy_by_the_secrets_ca(handler: Callable[..., Ca
     assert handler(secret(AUTHORITY))() is True
 
 
+@pytest.fixture
+def broken_certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home folder where libpq finds a client certificate that it cannot read; also root could not."""
+    path = tmp_path / ".postgresql" / "postgresql.crt"
+    path.parent.mkdir()
+    path.write_text("no certificate")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return path
+
+
+@pytest.mark.usefixtures("broken_certificate")
+def test_home_folder_is_not_searched_for_a_client_certificate(handler: Callable[..., Callable[[], bool]]) -> None:
+    """A home that the function's user cannot read, as /root in a container image, is no reason to fail."""
+    assert handler(secret(AUTHORITY))() is True
+
+
+def test_client_certificate_can_be_named(
+    handler: Callable[..., Callable[[], bool]], broken_certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PGSSLCERT is libpq's own variable: what it names is used, and told when it is broken."""
+    monkeypatch.setenv("PGSSLCERT", str(broken_certificate))
+    assert str(broken_certificate) in refusal(handler(secret(AUTHORITY)))
+
+
 def test_second_generation_beside_the_first_is_trusted(handler: Callable[..., Callable[[], bool]]) -> None:
     """The secret may hold several CAs: while one takes over from the other, both are good."""
     both = json.loads(secret(OTHER))

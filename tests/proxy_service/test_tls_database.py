@@ -17,6 +17,7 @@ from emberpool_local.host.temp_folder import TempFolder
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.program import find_postgres
 from emberpool_local.postgres.server import EmbeddedPostgres
+from emberpool_proxy.database_login import log_in
 from emberpool_proxy.errors import CertificateUnusable
 from emberpool_proxy.pgbouncer.log_lines import ServerUnreachable, event_of
 from emberpool_proxy.settings import ProxySettings, SettingsInvalid
@@ -269,3 +270,22 @@ def test_name_that_no_certificate_can_have_is_refused(names: str) -> None:
     """The names for the certificate are DNS names and addresses."""
     with pytest.raises(SettingsInvalid, match="EMBERPOOL_PROXY_CLIENT_TLS_HOST_NAMES must match"):
         settings(client_tls_host_names=names)
+
+
+async def test_agents_login_does_not_look_for_a_client_certificate(
+    tls_postgres: EmbeddedPostgres, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home folder whose certificate cannot be read is no reason to fail, as it is none for PgBouncer."""
+    (tmp_path / ".postgresql").mkdir()
+    (tmp_path / ".postgresql" / "postgresql.crt").write_text("no certificate")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = settings(
+        database_host="127.0.0.1",
+        database_port=tls_postgres.port,
+        server_tls_mode="verify-full",
+        server_tls_ca_file=str(folder / "ca.pem"),
+    )
+    login = (ROLE, ROLE_PASSWORD)
+    connection = await log_in(psycopg.AsyncConnection, given, login, application_name="test", database=DATABASE)
+    async with connection:
+        assert connection.pgconn.ssl_in_use

@@ -27,8 +27,9 @@ INHERITED = (
     "TMPDIR",
     "VIRTUAL_ENV",
 )
-# As on Lambda, there is no usable home: libpq would read the developer's ~/.pgpass there, boto3 ~/.aws.
-NO_HOME = "/nonexistent"
+# As on Lambda, there is no usable home: libpq would read the developer's ~/.pgpass there, boto3 ~/.aws. Below a file
+# nothing can be made either, not even by a handler that runs as root.
+NO_HOME = os.devnull
 
 
 @dataclass(frozen=True)
