@@ -69,9 +69,7 @@ def _candidates(python_version: str) -> Iterator[str]:
     name = f"python{python_version}"
     if sys.version_info[:2] == tuple(map(int, python_version.split("."))):
         yield sys.executable
-    versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    # pyenv's shims on PATH answer only for the versions that are switched on.
-    yield from map(str, sorted(versions.glob(f"{python_version}.*/bin/{name}"), key=_patch_number, reverse=True))
+    yield from map(str, _of_pyenv(python_version, name))
     for folder in os.get_exec_path():
         found = shutil.which(name, path=folder)
         if found is not None:
@@ -79,6 +77,15 @@ def _candidates(python_version: str) -> Iterator[str]:
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is not None:
         yield from _output([uv, "python", "find", "--offline", "--no-python-downloads", python_version]).split("\n")[:1]
+
+
+def _of_pyenv(python_version: str, name: str) -> list[Path]:
+    """Return pyenv's, newest first: its shims on PATH answer only for the versions that are switched on."""
+    versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    try:
+        return sorted(versions.glob(f"{python_version}.*/bin/{name}"), key=_patch_number, reverse=True)
+    except PermissionError:  # somebody else's: PYENV_ROOT outlives su and sudo
+        return []
 
 
 def _patch_number(program: Path) -> int:

@@ -40,8 +40,8 @@ from emberpool_local.postgres.server import EmbeddedPostgres
 
 THIS_MACHINE = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
 OTHER_MACHINE = "x86_64" if THIS_MACHINE == "arm64" else "arm64"
-# The last of Lambda's runtimes whose Python this machine has: what is deployed for it can be run here.
-RUNTIME = [each for each in RUNTIMES if find_compiler(each.removeprefix("python"))][-1]
+# The last of Lambda's runtimes whose Python this machine has, or can get: what is deployed for it can be run here.
+RUNTIME = ([each for each in RUNTIMES if find_compiler(each.removeprefix("python"))] or RUNTIMES)[-1]
 FIRST = [f"architecture={OTHER_MACHINE}", f"runtime={RUNTIME}"]
 SECOND = [f"architecture={THIS_MACHINE}", f"runtime={RUNTIME}", "maxTasks=6"]
 URL_EVENT = {

@@ -133,6 +133,17 @@ def test_layer_without_bytecode_is_a_warning_of_the_synthesis(tmp_path: Path, mo
     assert not list(Path(assembly.directory).glob("asset.*/python/**/*.pyc"))
 
 
+def test_pyenv_that_may_not_be_read_is_passed_over(no_other_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PYENV_ROOT outlives su and sudo: what is on PATH is found all the same."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("Permission denied")  # as root would not be
+
+    monkeypatch.setattr(Path, "glob", refuse)
+    program = _program(no_other_python / "python3.13", "cpython-313", "final", "3.13.9")
+    assert find_compiler("3.13") == Compiler(program, "3.13.9")
+
+
 def test_bytecode_is_the_same_wherever_it_is_compiled(tmp_path: Path) -> None:
     """Two folders with the same module get the same bytes, and Lambda's path in them."""
     source = "def f(x):\n    return x in {'a', 'b', 'c', 'd', 'e', 'f'}\n"
