@@ -1,7 +1,7 @@
 """`python -m benchmarks.proxy` (make bench-proxy): one task against a bare PgBouncer, pgpool-II and no pool at all.
 
-Overhead, storms of cold starts, recovery; and what the agent adds to PgBouncer with the very same files. Each is one
-run: ratios with their spread, the goals beside them.
+Overhead, in blocks and in the steady state, storms of cold starts, recovery; and what the agent adds to PgBouncer with
+the very same files. Each is one run: ratios with their spread, the goals beside them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from benchmarks.command import (
     write_results,
 )
 from benchmarks.lines import Line, show
-from benchmarks.proxy import agent_cost, cold_start, overhead, recovery
+from benchmarks.proxy import agent_cost, cold_start, overhead, recovery, steady
 from benchmarks.proxy.clients import allow_descriptors
 from benchmarks.proxy.cold_start_figures import cold_start_section
 from benchmarks.proxy.overhead_figures import overhead_section
 from benchmarks.proxy.recovery_figures import recovery_section
+from benchmarks.proxy.steady import steady_section
 from benchmarks.section import Section
 from rich.console import Console
 
@@ -39,7 +40,7 @@ from emberpool_local.errors import LocalStackError
 from emberpool_local.pgbouncer.program import PgbouncerProgram, find_pgbouncer
 from emberpool_local.postgres.program import find_postgres
 
-PARTS = ("overhead", "cold-start", "recovery", "agent")
+PARTS = ("overhead", "steady", "cold-start", "recovery", "agent")
 MOST_CLIENTS = 8000
 FAILED = 2  # not measured; 1 is a goal that was missed
 SPARE_DESCRIPTORS = 300
@@ -52,6 +53,7 @@ class Options:
     parts: tuple[str, ...]
     repetitions: int
     block_seconds: int
+    turns_seconds: int
     clients: tuple[int, ...]
     storms: tuple[int, ...]
     outage_seconds: float
@@ -104,6 +106,9 @@ def _part(name: str, options: Options, pgbouncer: PgbouncerProgram, machine: str
     if name == "overhead":
         overheads = overhead.measure(pgbouncer, options.clients, repetitions, options.block_seconds, progress)
         return overhead_section(overheads, repetitions, options.block_seconds, machine)
+    if name == "steady":
+        found = steady.measure(pgbouncer, options.clients, repetitions, options.turns_seconds, progress)
+        return steady_section(found, repetitions, options.turns_seconds, machine)
     if name == "cold-start":
         cold_starts = cold_start.measure(pgbouncer, options.storms, repetitions, progress)
         return cold_start_section(cold_starts, repetitions, machine)
@@ -120,7 +125,8 @@ def _options() -> Options:
     parser.add_argument("--quick", action="store_true", help="a short run: it shows that it works, not how fast")
     parser.add_argument("--repetitions", type=at_least_one, help="of everything (default 5)")
     parser.add_argument("--block-seconds", type=at_least_one, help="overhead: each block of pgbench (default 2)")
-    parser.add_argument("--clients", type=at_least_one, nargs="+", help="overhead: (default 1 10 100 1000)")
+    parser.add_argument("--turns-seconds", type=at_least_one, help="steady: of each way, in all (default 5)")
+    parser.add_argument("--clients", type=at_least_one, nargs="+", help="overhead, steady: (default 1 10 100 1000)")
     parser.add_argument("--storms", type=at_least_one, nargs="+", help="cold start: clients (default 1000 5000)")
     parser.add_argument("--outage-seconds", type=float, default=3.0, help="recovery: of the database (default 3)")
     parser.add_argument("--hold-seconds", type=float, help="agent: how long it is watched (default 10)")
@@ -130,6 +136,7 @@ def _options() -> Options:
         parts=tuple(given.only or PARTS),
         repetitions=given.repetitions or (1 if given.quick else 5),
         block_seconds=given.block_seconds or (1 if given.quick else 2),
+        turns_seconds=given.turns_seconds or (1 if given.quick else 5),
         clients=tuple(given.clients or ([10] if given.quick else [1, 10, 100, 1000])),
         storms=tuple(given.storms or ([200] if given.quick else [1000, 5000])),
         outage_seconds=given.outage_seconds,

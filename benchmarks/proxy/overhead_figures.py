@@ -58,7 +58,7 @@ def overhead_lines(found: Overhead) -> list[Line]:
     counts = sorted({cell.clients for cell in found.blocks})
     lines = [
         Line(
-            f"{what} against {other}, {_clients(clients)}",
+            f"{what} against {other}, {clients_text(clients)}",
             "ratio",
             values,
             3,
@@ -146,7 +146,7 @@ def _cpu_plot(found: Overhead, clients: int, workload: str) -> Plot:
         if by_protocol:
             series.append(bars(name, by_protocol))
     return Plot(
-        title=f"The proxy's CPU of one transaction: {workload}, {_clients(clients)}",
+        title=f"The proxy's CPU of one transaction: {workload}, {clients_text(clients)}",
         kind="bars",
         x_title="protocol",
         y_title="us",
@@ -169,5 +169,6 @@ def _method(found: Overhead, repetitions: int, seconds: int) -> str:
     )
 
 
-def _clients(count: int) -> str:
+def clients_text(count: int) -> str:
+    """Return the number with its noun."""
     return "1 client" if count == 1 else f"{count:,} clients"

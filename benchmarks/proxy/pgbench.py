@@ -48,6 +48,21 @@ def pgbench_path(program: PostgresProgram) -> str:
     return found
 
 
+def started(
+    pgbench: str, environment: Mapping[str, str], clients: int, seconds: int, arguments: Sequence[str]
+) -> subprocess.Popen[str]:
+    """Start so many clients, for so many seconds; its reports are lines of stderr."""
+    command = [
+        pgbench,
+        "--no-vacuum",
+        f"--client={clients}",
+        f"--time={seconds}",
+        f"--progress={REPORT_SECONDS}",
+        *arguments,
+    ]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 def run_block(
     pgbench: str, environment: Mapping[str, str], clients: int, seconds: int, arguments: Sequence[str], cpu: Cpu
 ) -> Block:
@@ -55,17 +70,7 @@ def run_block(
 
     Raises RuntimeError when a client fails.
     """
-    command = [
-        pgbench,
-        "--no-vacuum",
-        f"--client={clients}",
-        f"--time={LOGIN_SECONDS + seconds}",
-        f"--progress={REPORT_SECONDS}",
-        *arguments,
-    ]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with started(pgbench, environment, clients, LOGIN_SECONDS + seconds, arguments) as process:
         try:
             assert process.stderr is not None
             return _block(process.stderr, seconds, cpu)

@@ -17,6 +17,7 @@ from benchmarks.page import bench_page
 from benchmarks.parts import PARTS, Part
 from benchmarks.plots import COLOURS, Plot, Series, colours, draw, wrapped
 from benchmarks.section import Section, sections_from, sections_json
+from rich.console import Console
 from tests.local_stack.test_report import parsed, words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,3 +216,15 @@ def test_every_part_takes_its_short_form_and_has_a_make_target(monkeypatch: pyte
         monkeypatch.setattr(sys, "argv", [name, *part.quick, *outputs])
         options = importlib.import_module(f"{part.module}.__main__")._options()
         assert (options.output.name, options.page.name) == ("a.json", "a.html")
+
+
+@pytest.mark.parametrize(
+    ("is_quick", "failed", "exit_code"), [(False, [], 1), (True, [], 0), (True, ["data"], 1), (False, ["data"], 1)]
+)
+def test_short_run_fails_by_its_parts_only(is_quick: bool, failed: list[str], exit_code: int) -> None:
+    """The missed goal is told either way."""
+    console = Console(record=True, width=200)
+    assert command.say_outcome(console, [SECTION, MISSED], failed, is_quick) == exit_code
+    said = console.export_text()
+    assert "missed: Storms: logins failed: the goal is at most 0" in said
+    assert ("failed: data" in said) is bool(failed)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -15,7 +19,9 @@ from benchmarks.proxy.contenders import (
 )
 from benchmarks.proxy.pgbench import Cpu, pgbench_path, run_block
 from benchmarks.proxy.pgpool import find_pgpool, running_pgpool
+from benchmarks.proxy.processes import descendants
 from benchmarks.proxy.secured_database import SecuredDatabase, running_secured_database
+from benchmarks.proxy.steady import in_turns
 
 from emberpool_local.pgbouncer.program import find_pgbouncer
 
@@ -48,6 +54,20 @@ def connect(target: Target, **changes: str) -> psycopg.Connection[tuple[object, 
     return psycopg.connect(
         host=target.host, port=target.port, user=target.user, dbname=target.database, connect_timeout=5, **given
     )
+
+
+def pgbenches() -> list[str]:
+    """Return the states of this process's pgbenches, as /proc has them."""
+    found = []
+    for pid in descendants(os.getpid()):
+        with suppress(OSError):
+            name, state = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rsplit(")", 1)
+            found += [state.split()[0]] if name == "pgbench" else []
+    return found
+
+
+def pgbenches_at_work() -> list[str]:
+    return [state for state in pgbenches() if state != "T"]
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -89,6 +109,40 @@ def test_block_with_a_client_that_fails_raises(database: SecuredDatabase, ways: 
     pgbench = pgbench_path(database.postgres.program)
     with pytest.raises(RuntimeError, match="max_client_conn"):
         run_block(pgbench, ways["bare"].environment(), 120, 1, ["--builtin=select-only"], cpu)
+
+
+def test_ways_in_turns_are_never_at_work_together(database: SecuredDatabase, ways: dict[str, Contender]) -> None:
+    """Each way's transactions and CPU are told; the clients of the other are stopped."""
+    database.fill(scale=1)
+    both = (ways["bare"], ways["emberpool"])
+    together, is_over = 0, threading.Event()
+
+    def look() -> None:
+        nonlocal together
+        while not is_over.wait(0.005):
+            # They change places while one is looked at, but hardly three times in a row.
+            together += all(len(pgbenches_at_work()) > 1 for _ in range(3))
+
+    looks = threading.Thread(target=look)
+    looks.start()
+    try:
+        found = in_turns(pgbench_path(database.postgres.program), both, clients=4, seconds=1.0)
+    finally:
+        is_over.set()
+        looks.join()
+    assert together == 0
+    for way in both:
+        assert found[way.name].transactions_per_second > 0
+        assert found[way.name].proxy_cpu_us > 0
+
+
+def test_client_that_fails_ends_all_turns(database: SecuredDatabase, ways: dict[str, Contender]) -> None:
+    """The bare PgBouncer refuses the 101st client: that is told, and the other way's stopped pgbench is gone."""
+    database.fill(scale=1)
+    both = (ways["emberpool"], ways["bare"])
+    with pytest.raises(RuntimeError, match="max_client_conn"):
+        in_turns(pgbench_path(database.postgres.program), both, clients=120, seconds=1.0)
+    assert not pgbenches()
 
 
 def test_storm_tells_who_got_a_row_and_who_did_not(ways: dict[str, Contender]) -> None:
