@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,16 @@ def ledger(admin: Admin) -> list[str]:
 def terminate(admin: Admin, backend_pid: int) -> None:
     """End a server connection, and wait until it has ended."""
     admin.execute("select pg_terminate_backend(%s, 5000)", [backend_pid])
+
+
+@contextmanager
+def silent(backend_pid: int) -> Iterator[None]:
+    """Keep a backend from answering, while its kernel still takes what is sent to it."""
+    os.kill(backend_pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(backend_pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="session")

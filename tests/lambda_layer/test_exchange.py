@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -16,19 +15,9 @@ import pytest
 
 from emberpool import CommitOutcomeUnknown, NoAnswer, PoolBusy, warm_connection
 
-from .conftest import Admin, Context, Environment, ledger
+from .conftest import Admin, Context, Environment, ledger, silent
 
 Connection = psycopg.Connection[Any]
-
-
-@contextmanager
-def silent(backend_pid: int) -> Iterator[None]:
-    """Keep a backend from answering, while its kernel still takes what is sent to it."""
-    os.kill(backend_pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(backend_pid, signal.SIGCONT)
 
 
 @pytest.fixture
