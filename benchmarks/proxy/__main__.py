@@ -31,7 +31,7 @@ from benchmarks.proxy.clients import allow_descriptors
 from benchmarks.proxy.cold_start_figures import cold_start_section
 from benchmarks.proxy.overhead_figures import overhead_section
 from benchmarks.proxy.recovery_figures import recovery_section
-from benchmarks.proxy.steady import steady_section
+from benchmarks.proxy.steady_figures import steady_section
 from benchmarks.section import Section
 from rich.console import Console
 

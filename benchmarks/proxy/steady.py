@@ -13,20 +13,16 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from benchmarks.command import Progress
-from benchmarks.lines import Line
-from benchmarks.plots import Plot, bars
 from benchmarks.proxy.contenders import BARE, OURS, POOL_SIZE, Contender, running_bare_pgbouncer, running_emberpool
 from benchmarks.proxy.overhead import MOST_BARE_CLIENTS, SCALE, SPARE_CONNECTIONS
-from benchmarks.proxy.overhead_figures import GOAL_AGAINST_BARE, clients_text
+from benchmarks.proxy.overhead_figures import clients_text
 from benchmarks.proxy.pgbench import FAILURE, LOGIN_SECONDS, REPORT, REPORT_SECONDS, pgbench_path, started
 from benchmarks.proxy.secured_database import running_secured_database
-from benchmarks.section import Section
-from benchmarks.series import ratios
 
 from emberpool_local.pgbouncer.program import PgbouncerProgram
 
@@ -163,57 +159,3 @@ def _turn(load: _Load, way: Contender, at_work: dict[str, float], cpu: dict[str,
     at_work[way.name] += time.monotonic() - began
     time.sleep(IN_FLIGHT_SECONDS)
     cpu[way.name] += way.cpu_seconds() - used
-
-
-def steady_section(found: Found, repetitions: int, seconds: int, machine: str) -> Section:
-    """Return all that the page says of it."""
-    return Section(
-        title="Proxy overhead, in the steady state",
-        claim="Once all clients are logged in and all connections open, the agent beside PgBouncer costs no "
-        f"throughput: at least {GOAL_AGAINST_BARE} of a bare PgBouncer.",
-        lines=[
-            *_lines(found, "transactions/s", _rate, GOAL_AGAINST_BARE),
-            *_lines(found, "the proxy's CPU of a transaction", _proxy_cpu, None),
-        ],
-        plots=[
-            Plot(
-                "The proxy's CPU of one transaction, in the steady state",
-                "bars",
-                "clients",
-                "us",
-                [
-                    bars(name, {str(clients): list(map(_proxy_cpu, ways[name])) for clients, ways in found.items()})
-                    for name in (OURS, BARE)
-                ],
-                note="Less is better. Of all processes of the proxy, emberpool's agent and supervisor included.",
-            )
-        ],
-        method=(
-            f"{repetitions} repetitions of {seconds} s for each way, in turns of {TURN_SECONDS:g} s in a random "
-            "order: each way has a pgbench of its own (select-only, simple protocol), of which one runs at a time. "
-            f"Both have {POOL_SIZE} server connections, TLS and SCRAM on both sides. CPU is that of all processes of "
-            "the proxy in its own turns."
-        ),
-        machine=machine,
-    )
-
-
-def _rate(steady: Steady) -> float:
-    return steady.transactions_per_second
-
-
-def _proxy_cpu(steady: Steady) -> float:
-    return steady.proxy_cpu_us
-
-
-def _lines(found: Found, what: str, value: Callable[[Steady], float], at_least: float | None) -> list[Line]:
-    return [
-        Line(
-            f"{what} against {BARE}, {clients_text(clients)}",
-            "ratio",
-            ratios([value(one) for one in ways[OURS]], [value(one) for one in ways[BARE]]),
-            3,
-            at_least=at_least,
-        )
-        for clients, ways in found.items()
-    ]

@@ -19,7 +19,8 @@ from benchmarks.proxy.pgpool import NAME as PGPOOL
 from benchmarks.proxy.processes import cpu_seconds_of
 from benchmarks.proxy.recovery_figures import recovery_section
 from benchmarks.proxy.replacement import lost_seconds
-from benchmarks.proxy.steady import Steady, steady_section
+from benchmarks.proxy.steady import Steady
+from benchmarks.proxy.steady_figures import steady_section
 from benchmarks.section import Section
 from benchmarks.series import Spread
 
