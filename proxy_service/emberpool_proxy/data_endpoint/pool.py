@@ -83,11 +83,12 @@ class SessionPool:
         return shelf.idle.pop()
 
     def give(self, session: Session) -> None:
-        """Take a session back that its user is done with; one that is lost, or in a transaction, is closed."""
+        """Take a session back that its user is done with; one that is lost, bloated, or in a transaction is closed."""
         shelf = self._shelf_of.get(session)
         if shelf is None:
             return
-        if not session.is_usable or session.is_running or session.transaction_status != IDLE:
+        is_in_use = session.is_running or session.transaction_status != IDLE
+        if is_in_use or session.is_bloated or not session.is_usable:
             self.discard(session)
             return
         while shelf.waiting:

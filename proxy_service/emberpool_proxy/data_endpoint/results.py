@@ -10,13 +10,15 @@ import orjson
 from psycopg import pq
 from psycopg.pq.abc import PGresult
 
-from emberpool_proxy.data_endpoint.calls import ExecuteStatement
 from emberpool_proxy.data_endpoint.encoders import Row, Wanted
 from emberpool_proxy.data_endpoint.errors import BAD_REQUEST, DataError
+from emberpool_proxy.data_endpoint.memory import GROWTH, result_bytes
 from emberpool_proxy.data_endpoint.rows import CHUNK_ROWS, shape
 from emberpool_proxy.data_endpoint.types import ColumnType
 
 WITH_ROWS = frozenset({pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK})
+# orjson wants eight times as much for a string, in case that all of it is escaped. It must be given what it wants.
+LARGE_BYTES = 1024 * 1024
 COUNTED = (b"INSERT", b"UPDATE", b"DELETE", b"MERGE", b"COPY")  # CREATE TABLE AS counts too: DDL answers 0
 
 
@@ -55,14 +57,18 @@ class JsonRows:
 
     def add(self, result: PGresult) -> None:
         """Take the rows of a result. Raises ResultTooLarge."""
+        if result_bytes(result) < LARGE_BYTES:
+            self._add(result)
+        else:
+            with GROWTH.lifted():
+                self._add(result)
+
+    def _add(self, result: PGresult) -> None:
         start, count = 0, result.ntuples
         while start < count:
             stop = min(count, start + self._next_rows())
-            try:
-                rows = self._shape.encoded(result, start, stop)
-                part = orjson.dumps(rows if self._items is None else self._items(rows))
-            except MemoryError:  # see memory.py: far above the limit
-                raise ResultTooLarge(self._limit_bytes) from None
+            rows = self._shape.encoded(result, start, stop)
+            part = orjson.dumps(rows if self._items is None else self._items(rows))
             self._parts.append(part)
             self._bytes += len(part)
             self._rows += stop - start
@@ -93,20 +99,6 @@ def updated_records(result: PGresult) -> int:
     if has_rows(result) or not (result.command_status or b"").startswith(COUNTED):
         return 0
     return result.command_tuples or 0
-
-
-def records_json(result: PGresult, columns: Sequence[ColumnType], options: ExecuteStatement, limit_bytes: int) -> bytes:
-    """Return the answer's `records`. Raises ResultTooLarge."""
-    wanted = Wanted(options.long_as_text, options.decimal_as_number)
-    count = result.ntuples
-    if count > CHUNK_ROWS:
-        rows = JsonRows(columns, wanted, limit_bytes)
-        rows.add(result)
-        return rows.json()
-    records = orjson.dumps(shape(tuple(columns), wanted).encoded(result, 0, count))
-    if len(records) > limit_bytes:
-        raise ResultTooLarge(limit_bytes)
-    return records
 
 
 def generated_fields(result: PGresult, columns: Sequence[ColumnType], limit_bytes: int) -> bytes:

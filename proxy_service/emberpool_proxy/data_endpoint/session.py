@@ -17,6 +17,7 @@ import psycopg
 from psycopg import pq
 from psycopg.pq.abc import PGcancelConn, PGconn, PGresult
 
+from emberpool_proxy.data_endpoint.memory import GROWTH, result_bytes
 from emberpool_proxy.data_endpoint.prepared import Key, PreparedStatements
 from emberpool_proxy.data_endpoint.steps import Outcome, Step, Way
 
@@ -33,9 +34,10 @@ _MOST_LAST_RESULTS = 8
 _PART_ROWS = 64  # a result comes in parts of so many rows, so that one that is too large can be dropped on the way
 # Bytes that arrive are counted from this read on: a result of a few rows pays nothing for it.
 _READS_NOT_COUNTED = 3
-# More of one part of a result is not kept, the connection is closed. What libpq reads while it is asked to is not
-# counted, so this ends most such results early, and memory.py the others.
+# More of one part of a result is not waited for, the connection is closed. What libpq reads while it is asked to is not
+# counted: a part that was there before is looked at when it is taken, and memory.py bounds the longest ones.
 _MOST_PENDING_BYTES = 32 * 1024 * 1024
+_MEMORY_OF_WIRE = 2  # the most of a part: libpq keeps values in blocks that may be half empty
 _TOO_LARGE = "a row of the result is too large for the endpoint"
 _NO_ROOM = "cannot allocate memory for input buffer"  # libpq's: see memory.py
 _LENGTH = struct.Struct("i")
@@ -52,7 +54,10 @@ class SessionLost(Exception):  # noqa: N818 (a fact, not a mistake)
 
 
 class Session:
-    """A connection that has logged in. `when_lost` is called when it ends while nothing runs on it."""
+    """A connection that has logged in. `when_lost` is called when it ends while nothing runs on it.
+
+    `is_bloated` is true when libpq has taken much memory for it, which it keeps to the connection's end.
+    """
 
     def __init__(self, connection: PGconn, loop: asyncio.AbstractEventLoop) -> None:
         self._connection = connection
@@ -69,7 +74,7 @@ class Session:
         self._last: PGresult | None = None
         self._lost_by: str | None = None
         self._most_bytes = self._reads = self._received = self._pending = 0
-        self.is_running = self.is_overflowing = False
+        self.is_running = self.is_overflowing = self.is_bloated = False
         self.idle_since = 0.0
         self.when_lost: Callable[[Session], None] | None = None
         self.when_overflowing: Callable[[], None] | None = None
@@ -207,8 +212,11 @@ class Session:
                     return
                 else:
                     self._take(result)
+            GROWTH.renew()  # libpq may have made room for the message that has begun
         except psycopg.Error as error:
             self._lose(str(error))
+        except MemoryError:
+            self._lose(_TOO_LARGE)
 
     def _read_idle(self) -> None:
         """Take what comes unasked: a changed parameter, or the end."""
@@ -226,10 +234,13 @@ class Session:
         if self._pending > most_pending:
             self._lose(_TOO_LARGE)
         elif self._is_asked and self._received > self._most_bytes and not self.is_overflowing:
-            self.is_overflowing = True
-            self._outcome.clear()
-            if self.when_overflowing:
-                self.when_overflowing()
+            self._overflow()
+
+    def _overflow(self) -> None:
+        self.is_overflowing = True
+        self._outcome.clear()
+        if self.when_overflowing:
+            self.when_overflowing()
 
     def _in_socket(self) -> int:
         (length,) = _LENGTH.unpack(fcntl.ioctl(self._socket, termios.FIONREAD, bytes(_LENGTH.size)))
@@ -244,7 +255,19 @@ class Session:
                 self._last = result
         if status in _COPIES:
             self._lose("COPY from or to the client is not possible here")
-        elif not (self.is_overflowing and status == _PART):
+        elif status != _PART:
+            self._outcome.append(result)
+        else:
+            self._take_part(result)
+
+    def _take_part(self, result: PGresult) -> None:
+        # What came in one read had room in libpq's buffer, which is not large unless it is bloated.
+        is_any_size = self._reads > 1 or self.is_bloated
+        if is_any_size and result_bytes(result) > _MEMORY_OF_WIRE * self._most_bytes:
+            self.is_bloated = True
+            if not self.is_overflowing:
+                self._overflow()
+        elif not self.is_overflowing:
             self._outcome.append(result)
 
     def _end_step(self) -> None:

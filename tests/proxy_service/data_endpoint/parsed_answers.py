@@ -15,10 +15,11 @@ from psycopg.pq.abc import PGresult
 
 from emberpool_proxy.data_endpoint.calls import Caller, ExecuteStatement
 from emberpool_proxy.data_endpoint.catalog import Catalog
+from emberpool_proxy.data_endpoint.encoders import Wanted
 from emberpool_proxy.data_endpoint.errors import DATABASE_ERROR, DataError
 from emberpool_proxy.data_endpoint.formatted import formatted_records
 from emberpool_proxy.data_endpoint.metadata import column_metadata
-from emberpool_proxy.data_endpoint.results import has_rows, records_json, updated_records
+from emberpool_proxy.data_endpoint.results import JsonRows, has_rows, updated_records
 from emberpool_proxy.data_endpoint.types import ColumnType
 from emberpool_proxy.data_endpoint.values import Value
 
@@ -27,8 +28,16 @@ CALLER = Caller("function", "main")
 # As the endpoint's sessions log in.
 PARAMETERS = {"client_encoding": "UTF8", "datestyle": "ISO", "timezone": "UTC", "intervalstyle": "postgres"}
 WITH_RESULT = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
+PLAINLY = Wanted()
 
 Fields = list[dict[str, Any]]
+
+
+def records_json(result: PGresult, columns: Sequence[ColumnType], limit_bytes: int, wanted: Wanted = PLAINLY) -> bytes:
+    """The answer's `records`."""
+    rows = JsonRows(columns, wanted, limit_bytes)
+    rows.add(result)
+    return rows.json()
 
 
 class Answers:
@@ -60,7 +69,9 @@ class Answers:
         return self.records_of(self.result(sql), limit_bytes, **options)
 
     def records_of(self, result: PGresult, limit_bytes: int = 64 * MIB, **options: bool) -> list[Fields]:
-        records = records_json(result, self.columns(result), ExecuteStatement("", **options), limit_bytes)
+        call = ExecuteStatement("", **options)
+        wanted = Wanted(call.long_as_text, call.decimal_as_number)
+        records = records_json(result, self.columns(result), limit_bytes, wanted)
         return parsed(b'{"records":%b}' % records)["records"]
 
     def fields(self, sql: str, **options: bool) -> Fields:

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from emberpool_local.postgres.server import EmbeddedPostgres
-from emberpool_proxy.data_endpoint.calls import ExecuteStatement
 from emberpool_proxy.data_endpoint.encoders import Wanted
 from emberpool_proxy.data_endpoint.errors import BAD_REQUEST, DataError
-from emberpool_proxy.data_endpoint.results import JsonRows, ResultTooLarge, generated_fields, records_json
+from emberpool_proxy.data_endpoint.results import JsonRows, ResultTooLarge, generated_fields
 
-from .parsed_answers import MIB, Answers, answers, parsed
+from .parsed_answers import MIB, Answers, answers, parsed, records_json
 
 KIB = 1024
 MOST_COLUMNS = 1664  # of a PostgreSQL result
@@ -95,10 +94,10 @@ def test_the_limit_is_exact(out: Answers) -> None:
     """As many bytes as are allowed are an answer, one more is none; the words are those that clients look for."""
     result = out.result("SELECT repeat('x', 100)")
     columns = out.columns(result)
-    records = records_json(result, columns, ExecuteStatement(""), KIB)
-    assert records_json(result, columns, ExecuteStatement(""), len(records)) == records
+    records = records_json(result, columns, KIB)
+    assert records_json(result, columns, len(records)) == records
     with pytest.raises(ResultTooLarge, match="^Database returned more than the allowed response size limit") as refused:
-        records_json(result, columns, ExecuteStatement(""), len(records) - 1)
+        records_json(result, columns, len(records) - 1)
     assert refused.value.kind == BAD_REQUEST
 
 
@@ -115,11 +114,11 @@ def test_a_result_above_the_limit_costs_no_more_than_the_limit(out: Answers, row
     """Building stops early: of a result of megabytes only some of the limit's bytes and a chunk are ever held."""
     result = out.result(rows)
     columns = out.columns(result)
-    records_json(out.result("SELECT 1"), columns[:1], ExecuteStatement(""), KIB)  # what is made once is made
+    records_json(out.result("SELECT 1"), columns[:1], KIB)  # what is made once is made
     tracemalloc.start()
     try:
         with pytest.raises(ResultTooLarge):
-            records_json(result, columns, ExecuteStatement(""), 64 * KIB)
+            records_json(result, columns, 64 * KIB)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -132,10 +131,10 @@ def test_nothing_of_a_result_is_kept(out: Answers) -> None:
     result = out.result("SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
     columns = out.columns(result)
     holders = sys.getrefcount(result)
-    records_json(result, columns, ExecuteStatement(""), 8 * MIB)
+    records_json(result, columns, 8 * MIB)
     assert sys.getrefcount(result) == holders
     with pytest.raises(ResultTooLarge):
-        records_json(result, columns, ExecuteStatement(""), KIB)
+        records_json(result, columns, KIB)
     assert sys.getrefcount(result) == holders
 
 

@@ -27,6 +27,8 @@ from emberpool_proxy.data_endpoint.steps import BEGIN, Step
 
 from .endpoint_pool import PASSWORD, EndpointPool, endpoint_pool, fact
 
+MIB = 1024 * 1024
+
 
 @pytest.fixture(scope="module")
 def pool(postgres: EmbeddedPostgres, pgbouncer_program: PgbouncerProgram) -> Iterator[EndpointPool]:
@@ -54,6 +56,22 @@ async def test_session_that_was_used_last_is_used_next(pool: EndpointPool) -> No
     sessions.give(second)
     sessions.close()
     assert sessions.sessions == 0
+
+
+@pytest.mark.parametrize(
+    ("sql", "sessions_kept"),
+    [("select repeat('x', 10000000)", 0), ("select repeat('x', 1000) from generate_series(1, 10000)", 1)],
+)
+async def test_session_that_had_a_huge_row_is_not_kept(pool: EndpointPool, sql: str, sessions_kept: int) -> None:
+    """libpq keeps the memory that a row has needed; a result of many rows is dropped on its way."""
+    sessions = SessionPool([pool.folder], pool.port)
+    session = await sessions.take(pool.caller())
+    await session.run((Step(sql.encode(), is_asked=True),), most_bytes=MIB)
+    assert session.is_overflowing
+    assert await answer(session) == b"1"
+    sessions.give(session)
+    assert sessions.sessions == sessions_kept
+    sessions.close()
 
 
 async def test_idle_sessions_are_closed_and_those_in_use_are_not(pool: EndpointPool) -> None:

@@ -163,6 +163,8 @@ async def test_result_above_the_limit_leaves_the_transaction_open(data: Running)
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     await data.error("select repeat('x', 1000) from generate_series(1, 300000)", transaction)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - largest < 100_000  # KiB
+    one_row = await data.error("select repeat('x', 5000000)", transaction)
+    assert "response size limit" in one_row.message
     await data.run(CommitTransaction(transaction))
     assert await count(data) == 21_000
 
