@@ -16,7 +16,18 @@ from emberpool_local.pgbouncer.program import PgbouncerProgram
 from emberpool_local.postgres.server import EmbeddedPostgres, StopMode
 
 from .bare_pgbouncer import DATABASE, ROLE, BarePgbouncer, add_role, bare_pgbouncer
-from .watched_pool import POOL_SETTINGS, POOL_SIZE, REFUSED, entry, make_ledger, states, until, watching, writing
+from .watched_pool import (
+    POOL_SETTINGS,
+    POOL_SIZE,
+    REFUSED,
+    all_become,
+    entry,
+    make_ledger,
+    states,
+    until,
+    watching,
+    writing,
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +128,14 @@ async def test_restarted_agent_ends_the_pause_of_its_predecessor(
             await until("nobody writes", lambda: len(ledger.acknowledged) > 10)
             await asyncio.to_thread(database.stop)
             await until("new work is not made to wait", lambda: health.database == "paused")
+            await all_become("paused", pools)
         await asyncio.to_thread(database.start)
         started = time.monotonic()
         assert await states(pools) == ["paused", "paused"]
         async with watching(pools, database.host, database.port) as health:
             await until("the pool is not resumed", lambda: health.database == "up")
             await until("nobody writes", lambda: ledger.written_since(started) > 10)
-    assert await states(pools) == ["active", "active"]
+            await all_become("active", pools)
     ledger.check(database)
 
 
@@ -142,11 +154,7 @@ async def test_hanging_pgbouncer_does_not_hold_up_the_other(
                 await until("nobody writes", lambda: ledger.written_since(restarted) > 10)
             finally:
                 os.kill(hanging.child.pid, signal.SIGCONT)
-        for _ in range(200):
-            if await states(pools) == ["active", "active"]:
-                break
-            await asyncio.sleep(0.05)
-        assert await states(pools) == ["active", "active"]
+        await all_become("active", pools)
 
 
 async def test_listener_that_hangs_stops_nobody(database: EmbeddedPostgres, pools: list[BarePgbouncer]) -> None:

@@ -59,6 +59,14 @@ async def states(pools: list[BarePgbouncer]) -> list[str]:
     return found
 
 
+async def all_become(state: str, pools: list[BarePgbouncer]) -> None:
+    """Return once each PgBouncer is in this state: orders are sent to each by itself."""
+    end = time.monotonic() + BOUND_SECONDS
+    while (found := await states(pools)) != [state] * len(pools):
+        assert time.monotonic() < end, f"not all PgBouncers become {state}: {found} (within {BOUND_SECONDS:g} s)"
+        await asyncio.sleep(0.01)
+
+
 @dataclass
 class WatchedEngine:
     """One PgBouncer as the watch wants it."""
