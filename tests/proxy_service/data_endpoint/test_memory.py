@@ -17,19 +17,19 @@ from emberpool_proxy.data_endpoint import results, session
 from emberpool_proxy.data_endpoint.encoders import Wanted
 from emberpool_proxy.data_endpoint.memory import GrowthBound, data_bytes, result_bytes
 from emberpool_proxy.data_endpoint.pool import SessionPool
+from emberpool_proxy.data_endpoint.rows import TEXT
 from emberpool_proxy.data_endpoint.steps import Step
 from emberpool_proxy.data_endpoint.types import ColumnType
 
 from .endpoint_pool import endpoint_pool
+from .parsed_answers import MIB
 
-MIB = 1024 * 1024
-TEXT_OID = 25
 GROWTH_BYTES = 256 * MIB  # never touched: it costs address space only
 
 
 @pytest.fixture
 def bound() -> Iterator[GrowthBound]:
-    """A bound on this process, which is lifted again."""
+    """A bound on this process, whose limit is as before when the test is over."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     yield GrowthBound()
     resource.setrlimit(resource.RLIMIT_DATA, before)
@@ -40,23 +40,27 @@ def test_what_is_far_too_large_is_refused(bound: GrowthBound) -> None:
     assert len(bytearray(2 * GROWTH_BYTES)) == 2 * GROWTH_BYTES
     gc.collect()
     bound.start(GROWTH_BYTES)
-    for kept in ([], [bytearray(GROWTH_BYTES // 2)], [bytearray(2 * MIB)]):
+    kept = []
+    for more_bytes in (0, GROWTH_BYTES // 2, 2 * MIB):
+        kept.append(bytearray(more_bytes))
         bound.renew()
         with pytest.raises(MemoryError):
             bytearray(GROWTH_BYTES + 128 * MIB)  # garbage of other tests may go meanwhile
-        kept.append(bytearray(GROWTH_BYTES - 64 * MIB))
+        assert len(bytearray(GROWTH_BYTES - 64 * MIB)) == GROWTH_BYTES - 64 * MIB
 
 
-def test_bound_is_no_more_than_the_tasks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("bound")
+def test_bound_is_no_more_than_the_tasks_own() -> None:
     """A lower limit of whoever started the task stays, also while it is lifted."""
-    own, limits = (512 * MIB, 1024 * MIB), []
-    monkeypatch.setattr(resource, "getrlimit", lambda _: own)
-    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    own = (data_bytes() + GROWTH_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, own)
     bound = GrowthBound()
-    bound.start(4096 * MIB)
+    bound.start(4 * GROWTH_BYTES)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == own
     with bound.lifted():
-        pass
-    assert limits == [own, own, own]
+        assert resource.getrlimit(resource.RLIMIT_DATA) == own
+    assert resource.getrlimit(resource.RLIMIT_DATA) == own
 
 
 def test_string_is_encoded_however_much_that_takes(
@@ -66,7 +70,7 @@ def test_string_is_encoded_however_much_that_takes(
     monkeypatch.setattr(results, "GROWTH", bound)
     with psycopg.connect(postgres.conninfo()) as connection:
         result = connection.pgconn.exec_(b"select repeat('x', 50000000)")
-    rows = results.JsonRows([ColumnType(TEXT_OID, "text")], Wanted(), 64 * MIB)
+    rows = results.JsonRows([ColumnType(TEXT, "text")], Wanted(), 64 * MIB)
     bound.start(GROWTH_BYTES)
     rows.add(result)
     assert len(rows.json()) > 50_000_000
@@ -75,26 +79,24 @@ def test_string_is_encoded_however_much_that_takes(
 
 
 async def test_bound_is_renewed_before_anybody_else_asks(
-    postgres: EmbeddedPostgres, pgbouncer_program: PgbouncerProgram, monkeypatch: pytest.MonkeyPatch
+    bound: GrowthBound,
+    postgres: EmbeddedPostgres,
+    pgbouncer_program: PgbouncerProgram,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """libpq's room for a row is not taken from what others may have: they would end the process."""
-    bound = GrowthBound()
     monkeypatch.setattr(session, "GROWTH", bound)
-    before = resource.getrlimit(resource.RLIMIT_DATA)
     with endpoint_pool(postgres, pgbouncer_program, "data_memory") as pool:
         sessions = SessionPool([pool.folder], pool.port)
         taken = await sessions.take(pool.caller())
-        try:
-            bound.start(GROWTH_BYTES)
-            running = taken.run((Step(b"select repeat('x', 40000000)", is_asked=True),), most_bytes=MIB)
-            least_room = GROWTH_BYTES
-            while not running.done():
-                await asyncio.sleep(0)
-                soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
-                least_room = min(least_room, soft - data_bytes())
-        finally:
-            resource.setrlimit(resource.RLIMIT_DATA, before)
-            sessions.close()
+        bound.start(GROWTH_BYTES)
+        running = taken.run((Step(b"select repeat('x', 40000000)", is_asked=True),), most_bytes=MIB)
+        least_room = GROWTH_BYTES
+        while not running.done():
+            await asyncio.sleep(0)
+            soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+            least_room = min(least_room, soft - data_bytes())
+        sessions.close()
     assert least_room > GROWTH_BYTES - 32 * MIB
 
 

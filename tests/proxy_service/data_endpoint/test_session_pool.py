@@ -26,8 +26,7 @@ from emberpool_proxy.data_endpoint.session import Session, SessionLost
 from emberpool_proxy.data_endpoint.steps import BEGIN, Step
 
 from .endpoint_pool import PASSWORD, EndpointPool, endpoint_pool, fact
-
-MIB = 1024 * 1024
+from .parsed_answers import MIB
 
 
 @pytest.fixture(scope="module")
