@@ -19,8 +19,20 @@ class SwitchedAddress:
     target: tuple[str, int]
     host: str = LOOPBACK
     port: int = 0
-    delay_seconds: float = 0.0  # before a connection is led on: a login across zones, a server that is busy
+    held: int = 0  # connections that wait for `lead_on()`
     _open: set[asyncio.StreamWriter] = field(default_factory=set)
+    _leads: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._leads.set()
+
+    def hold(self) -> None:
+        """Let new connections wait, as a server does that is too busy to answer; those that exist go on."""
+        self._leads.clear()
+
+    def lead_on(self) -> None:
+        """Lead on those that wait, and those that come."""
+        self._leads.set()
 
     def switch(self, host: str, port: int) -> None:
         """Lead new connections to another server; those that exist stay where they are, as with DNS."""
@@ -33,7 +45,9 @@ class SwitchedAddress:
 
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end."""
-        await asyncio.sleep(self.delay_seconds)
+        self.held += 1
+        await self._leads.wait()
+        self.held -= 1
         try:
             there_reader, there_writer = await asyncio.open_connection(*self.target)
         except OSError:
