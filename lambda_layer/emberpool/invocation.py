@@ -25,6 +25,8 @@ ResultT = TypeVar("ResultT")
 # A handler that raises inside `for row in cursor.stream(...)` leaves the stream open: its traceback holds it.
 ROLLBACK_PATIENCE_SECONDS = 0.05
 ROLLBACK_SECONDS = 0.05  # when the invocation's time is nearly over
+# A process that got no processor until all of its time was over still asks the server to cancel, and waits so long.
+LATE_CANCEL_SECONDS = 0.05
 LONGEST_CHAIN = 8  # of errors that wrap each other
 
 # The connections of the invocation that runs, by the name of their database. One invocation runs at a time.
@@ -96,6 +98,7 @@ class Invocation:
         "_connection",
         "_context",
         "_deadline",
+        "_gives_up_at",
         "_is_cancelled",
         "_is_cold",
         "_joined",
@@ -111,6 +114,7 @@ class Invocation:
         self._context = context
         self._is_cold = not warm.is_open
         self._joined: AbstractContextManager[object] | None = None
+        self._gives_up_at: float | None = None
         self._is_cancelled = False
 
     def __enter__(self) -> SessionConnection:
@@ -187,10 +191,13 @@ class Invocation:
         connection = _current.get(self._options.database)
         if connection is None:
             return
-        if time.time() >= self._deadline.last_answer_at:
+        now = time.time()
+        if self._gives_up_at is None:
+            self._gives_up_at = max(self._deadline.last_answer_at, now + LATE_CANCEL_SECONDS)
+        if now >= self._gives_up_at:
             if connection.give_up():
                 telemetry.given_up()
-        elif connection.cancel_running() and not self._is_cancelled:
+        elif connection.cancel_running(self._gives_up_at) and not self._is_cancelled:
             self._is_cancelled = True  # a statement that goes on is cancelled again, and said once
             telemetry.deadline_cancelled()
 

@@ -227,11 +227,14 @@ class SessionConnection(psycopg.Connection[TupleRow]):
         if self._notify_handlers:
             self._notify_handlers.clear()
 
-    def cancel_running(self) -> bool:
-        """Cancel the statement that runs now; False when none does. Safe to call from another thread."""
+    def cancel_running(self, until: float) -> bool:
+        """Cancel the statement that runs now; False when none does. Safe to call from another thread.
+
+        The server is given up at `until` (seconds of the wall clock).
+        """
         if self.closed or self.pgconn.transaction_status != ACTIVE:
             return False
-        left_seconds = max(self.deadline.last_answer_at - time.time(), SHORTEST_CANCEL_SECONDS)
+        left_seconds = max(until - time.time(), SHORTEST_CANCEL_SECONDS)
         try:
             self.cancel_safe(timeout=min(left_seconds, CANCEL_SECONDS))
         except psycopg.Error:

@@ -19,8 +19,9 @@ LOOK_AGAIN_SECONDS = 0.01
 LONGEST_LOOKING_SECONDS = 1.0
 
 
-# When to cancel, how, and until when to look again. A tuple: each invocation makes one.
-_Order = tuple[float, Callable[[], object], float]
+# When to cancel, how, and until when to look again (None before the first look, which may come late itself). A tuple:
+# each invocation makes one.
+_Order = tuple[float, Callable[[], object], float | None]
 
 
 class Watchdog:
@@ -37,7 +38,7 @@ class Watchdog:
         """Call `cancel` at `at` (seconds of the wall clock) and again and again until disarmed."""
         # The order matters: the thread notes how long it sleeps before it looks, so one of us sees the other.
         cancel_at = at - CANCEL_EARLY_SECONDS
-        self._armed = (cancel_at, cancel, at + LONGEST_LOOKING_SECONDS)
+        self._armed = (cancel_at, cancel, None)
         if not self._has_thread:
             threading.Thread(target=self._run, name="emberpool-watchdog", daemon=True).start()
             self._has_thread = True
@@ -82,4 +83,6 @@ class Watchdog:
             _, cancel, until = armed
             cancel()
             again_at = time.time() + LOOK_AGAIN_SECONDS
+            if until is None:
+                until = again_at + LONGEST_LOOKING_SECONDS
             self._armed = None if again_at > until else (again_at, cancel, until)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from emberpool import (
     DeadlineTooClose,
@@ -46,6 +48,16 @@ def timeout_ms(connection: psycopg.Connection[Any]) -> int:
     return row[0]
 
 
+def running(admin: Admin, word: str) -> int:
+    """Return how many statements with that word run in the database."""
+    row = admin.execute(
+        "select count(*) from pg_stat_activity where state = 'active' and query like %s and pid <> pg_backend_pid()",
+        [f"%{word}%"],
+    ).fetchone()
+    assert row
+    return row[0]
+
+
 @pytest.mark.parametrize("transaction", [True, False])
 def test_late_statement_is_cancelled_by_the_watchdog(environment: Environment, admin: Admin, transaction: bool) -> None:
     """A statement that comes late in its invocation, or outside of a transaction, still ends before the margin."""
@@ -58,11 +70,30 @@ def test_late_statement_is_cancelled_by_the_watchdog(environment: Environment, a
     handler(0, Context())  # what opening takes is not within those 900 ms
     with pytest.raises(psycopg.errors.QueryCanceled):
         handler(30, Context(remaining_ms=900))
-    running = admin.execute(
-        "select count(*) from pg_stat_activity where state = 'active' and query like '%late%' "
-        "and pid <> pg_backend_pid()"
-    )
-    assert running.fetchone() == (0,)
+    assert running(admin, "late") == 0
+
+
+def test_process_that_stalls_beyond_its_time_still_cancels(
+    environment: Environment, admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An environment without a processor until all of its time is over hangs up on no server that would answer."""
+
+    def stall(connection: psycopg.Connection[Any]) -> None:
+        while connection.pgconn.transaction_status != TransactionStatus.ACTIVE:
+            time.sleep(0.001)
+        ctypes.PyDLL(None).usleep(1_300_000)  # no other thread of the process runs meanwhile
+
+    @warm_connection(transaction=False)
+    def handler(event: int, context: object, connection: psycopg.Connection) -> None:
+        if event:
+            threading.Thread(target=stall, args=(connection,)).start()
+        connection.execute("select pg_sleep(%s) /* stalled */", [event])
+
+    handler(0, Context())
+    with caplog.at_level("WARNING"), pytest.raises(psycopg.errors.QueryCanceled):
+        handler(30, Context(remaining_ms=1_200))
+    assert [json.loads(record.getMessage())["emberpool"] for record in caplog.records] == ["deadline_cancelled"]
+    assert running(admin, "stalled") == 0
 
 
 def test_statement_that_goes_on_after_its_cancel_is_said_once(
@@ -107,7 +138,7 @@ def test_watchdog_never_cancels_the_next_invocation(environment: Environment, ad
 
     handler(0, Context())  # what opening takes is not within those 290 ms
     for _ in range(5):
-        with suppress(DeadlineTooClose, psycopg.errors.QueryCanceled):  # on a busy machine it comes too near
+        with suppress(DeadlineTooClose, NoAnswer, psycopg.errors.QueryCanceled):  # on a busy machine it comes too near
             handler(0.05, Context(remaining_ms=290))
         assert handler(0.15, Context(remaining_ms=30_000)) == 0.15
 
