@@ -22,6 +22,7 @@ from emberpool import (
     CommitOutcomeUnknown,
     ConnectionUnavailable,
     DeadlineTooClose,
+    NoAnswer,
     NotCommitted,
     PoolBusy,
     warm_connection,
@@ -183,8 +184,8 @@ class Life(RuleBasedStateMachine):
             self.write(connection, identity)
 
         identity, error = self.invoke(handler, remaining_ms=260, transaction=transaction)
-        # 60 ms are left for all of it: a busy machine may need them to open a connection, or to begin.
-        too_late = (psycopg.errors.QueryCanceled, DeadlineTooClose, ConnectionUnavailable, PoolBusy)
+        # 60 ms are left for all of it: a busy machine may need them to open a connection, to begin or to be cancelled.
+        too_late = (psycopg.errors.QueryCanceled, DeadlineTooClose, NoAnswer, ConnectionUnavailable, PoolBusy)
         assert isinstance(error, too_late), error
         self.expected[identity] = NOT_KEPT
         self.ran_at_most(identity, 0)
@@ -294,7 +295,6 @@ def test_every_life_of_an_environment_keeps_its_promises(
         stateful_step_count=STEPS,
         derandomize=True,
         phases=[Phase.generate],
-        deadline=None,
         database=None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),

@@ -102,7 +102,7 @@ async def test_timeout_ends_one_invocation_only(new_fleet: NewFleet, tmp_path: P
                 pathlib.Path("ran on").touch()
             return event
     """
-    async with new_fleet(source, max_concurrency=2, max_environments=1, timeout_seconds=1) as fleet:
+    async with new_fleet(source, max_concurrency=2, max_environments=1, timeout_seconds=2) as fleet:
         waiting = asyncio.create_task(fleet.invoke(b'"waits"'))
         assert answer(await fleet.invoke(b"1")) == 1
         assert (await waiting).status == "timed_out"
@@ -117,7 +117,7 @@ async def test_timeout_ends_one_invocation_only(new_fleet: NewFleet, tmp_path: P
 async def test_worker_that_dies_leaves_the_others(new_fleet: NewFleet) -> None:
     """The invocation of a worker that ended is lost; the environment goes on with the workers that are left."""
     source = "import os\ndef handler(event, context):\n    return os._exit(1) if event == 'dies' else os.getpid()"
-    async with new_fleet(source, max_concurrency=2, max_environments=1, timeout_seconds=1) as fleet:
+    async with new_fleet(source, max_concurrency=2, max_environments=1, timeout_seconds=2) as fleet:
         await fleet.scale_out(1)
         (environment,) = fleet.environments
         assert (await fleet.invoke(b'"dies"')).status == "timed_out"

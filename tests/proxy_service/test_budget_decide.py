@@ -47,7 +47,7 @@ def readings(draw: st.DrawFn, now: float) -> Reading:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.integers(0, SLOTS), st.integers(3, 8))
 def test_no_reading_makes_a_task_exceed_what_it_holds(data: st.DataObject, shared_slots: int, floor: int) -> None:
     """Limits rise only to what is held, and a slot is released only when two readings in a row do not need it."""

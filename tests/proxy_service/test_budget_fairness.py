@@ -25,7 +25,7 @@ def is_fair(fleet: DecidedFleet) -> bool:
     )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=10), st.integers(1, 60))
 def test_constant_demand_comes_to_rest_at_the_fair_shares(demands: list[int], slots: int) -> None:
     """Whatever each task wants, all have their shares within a bounded time, and then no slot moves any more."""
@@ -38,7 +38,7 @@ def test_constant_demand_comes_to_rest_at_the_fair_shares(demands: list[int], sl
     assert fleet.moves == moves
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=6), st.lists(st.integers(1, 60), min_size=6, max_size=6))
 def test_shares_follow_when_the_clients_change(before: Sequence[int], after: Sequence[int]) -> None:
     """A fleet that had come to rest does so again with other demands."""

@@ -88,7 +88,7 @@ FAULTS = st.builds(
 )
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(faults=st.lists(FAULTS, max_size=8), seed=st.integers(0, 1000), processes=st.integers(1, 2))
 def test_no_list_of_faults_breaks_a_promise(faults: list[Fault], seed: int, processes: int) -> None:
     """Hypothesis finds no list of faults, and would shorten one that it found, after which a promise is broken."""

@@ -121,7 +121,7 @@ def test_limits_are_raised_only_into_room(
         assert (key in division.shrink) == (use.servers > division.limits[key])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(pool_uses(), st.integers(4, 120), st.data())
 def test_division_arrives(pools: dict[PoolKey, PoolUse], total: int, data: st.DataObject) -> None:
     """With PgBouncers that shrink, a few steps bring the limits to the whole total."""

@@ -108,7 +108,7 @@ def histories(draw: st.DrawFn) -> World:
     return world
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(histories(), st.integers(0, 2), st.booleans())
 def test_nobody_stays_paused_once_the_database_serves(world: World, clients_waiting: int, is_busy: bool) -> None:
     """Whatever happened before: with a database that answers well, every process is resumed and serving."""
@@ -120,7 +120,7 @@ def test_nobody_stays_paused_once_the_database_serves(world: World, clients_wait
     assert world.paused == [False, False]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(histories())
 def test_pool_is_never_resumed_into_a_read_only_server(world: World) -> None:
     """While our login finds a server in recovery and it must be writable, nothing ends the pause."""
@@ -136,7 +136,7 @@ def test_pool_is_never_resumed_into_a_read_only_server(world: World) -> None:
     assert world.paused == [True, True]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(histories())
 def test_read_only_is_good_enough_when_it_need_not_be_writable(world: World) -> None:
     """A pool in front of replicas serves although they are in recovery."""
@@ -148,7 +148,7 @@ def test_read_only_is_good_enough_when_it_need_not_be_writable(world: World) -> 
     assert world.paused == [False, False]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(histories())
 def test_clients_wait_while_nobody_can_log_in(world: World) -> None:
     """Whatever happened before: after an alarm, with the database away, every process is paused and stays so."""
@@ -159,7 +159,7 @@ def test_clients_wait_while_nobody_can_log_in(world: World) -> None:
         assert turn < STEPS_TO_SETTLE / 2 or world.paused == [True, True]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(histories(), st.integers(0, 1))
 def test_probes_keep_their_distance(world: World, clients_waiting: int) -> None:
     """A database that stays away is asked every probe_seconds at most, and rarely when nobody waits for it."""

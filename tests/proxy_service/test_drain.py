@@ -56,7 +56,7 @@ seeds = st.integers(0, 2**32)
 clients = st.builds(Client, st.floats(0.02, 600), st.floats(0, 2), st.floats(0, 600))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(clients, max_size=200), st.integers(1, 20), seeds)
 def test_everybody_who_is_idle_is_closed_by_the_end(some: list[Client], steps: int, seed: int) -> None:
     """After the last step nobody is left but who was in a transaction, or had just ended one, at each look."""
@@ -67,7 +67,7 @@ def test_everybody_who_is_idle_is_closed_by_the_end(some: list[Client], steps: i
         assert since is None or now - since <= SHORTEST_IDLE_SECONDS
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(200, 1000), st.floats(20, 600), st.integers(8, 20), seeds)
 def test_idle_clients_are_closed_at_an_even_rate(count: int, longest: float, steps: int, seed: int) -> None:
     """Of clients that have been idle for seconds to minutes, each step closes about its share."""
@@ -78,7 +78,7 @@ def test_idle_clients_are_closed_at_an_even_rate(count: int, longest: float, ste
     assert closed[-1] <= count / 2
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0.02, 2.0), st.integers(0, 300), seeds)
 def test_busy_clients_are_not_closed_all_at_once(period: float, idle: int, seed: int) -> None:
     """Of clients that are never idle for long, no step closes more than two thirds (in the median: a quarter).

@@ -32,7 +32,7 @@ def authority() -> Authority:
 steps = st.lists(st.integers(min_value=0, max_value=200), min_size=1, max_size=60)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(steps)
 def test_client_that_read_the_ca_in_time_always_verifies(days: list[int]) -> None:
     """Over decades of any steps: who read the CAs TRUST_SPREADS ago accepts what is issued now, all its life."""

@@ -210,6 +210,7 @@ async def test_nothing_secret_is_ever_printed(stack: LocalStack) -> None:
         **stack.handler_environment(),
         names.METRICS: "on",
         names.CONNECT_RETRY_SECONDS: "0.2",
+        names.DEADLINE_MARGIN_MS: "1500",
         "AWS_LAMBDA_LOG_LEVEL": "DEBUG",
         "AWS_LAMBDA_LOG_FORMAT": "JSON",
     }
@@ -217,7 +218,7 @@ async def test_nothing_secret_is_ever_printed(stack: LocalStack) -> None:
     errors: dict[str, str | None] = {}
 
     async def provoke(changed: dict[str, str], handler: str, *deeds: str) -> None:
-        options = {"handler": f"careless_function:{handler}", "max_environments": 1, "timeout_seconds": 2}
+        options = {"handler": f"careless_function:{handler}", "max_environments": 1, "timeout_seconds": 3}
         async with fleet_of({**environment, **changed}, **options) as fleet:
             for do in deeds:
                 outcome = await invoke(fleet, do=do, literal=LITERAL)

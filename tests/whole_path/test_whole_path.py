@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from emberpool import settings as names
 from emberpool_local.errors import HandlerInvalid
 from emberpool_local.lambda_runtime import Fleet, Outcome
 from emberpool_local.lambda_runtime import environment as lambda_environment
@@ -48,6 +49,13 @@ def fleet_of(stack: LocalStack, **options: Any) -> Fleet:
             "function_name": "whole-path",
             **options,
         }
+    )
+
+
+def fleet_with_margin(stack: LocalStack) -> Fleet:
+    """Return a fleet that ends its statements early enough for a machine that stalls meanwhile."""
+    return fleet_of(
+        stack, timeout_seconds=3, environment=stack.handler_environment() | {names.DEADLINE_MARGIN_MS: "1500"}
     )
 
 
@@ -143,7 +151,7 @@ def pgbouncer_pids(stack: LocalStack) -> list[int]:
 
 async def test_no_statement_outlives_its_environment(stack: LocalStack, admin: psycopg.Connection[Any]) -> None:
     """A statement longer than the function's timeout is cancelled in time, and nothing runs on in the database."""
-    async with fleet_of(stack, timeout_seconds=2) as fleet:
+    async with fleet_with_margin(stack) as fleet:
         outcome = await invoke(fleet, id="a", sleep=60)
     assert outcome.error_type == "QueryCanceled"
     running = admin.execute("select count(*) from pg_stat_activity where usename = 'app' and state = 'active'")
@@ -177,7 +185,7 @@ async def test_busy_pool_is_a_clear_error_before_lambda_ends_the_invocation() ->
         LocalStack(max_connections=10, max_server_connections=1) as stack,
         psycopg.connect(stack.proxy_conninfo) as holder,
     ):
-        async with fleet_of(stack, timeout_seconds=2) as fleet:
+        async with fleet_with_margin(stack) as fleet:
             answer(await invoke(fleet))
             holder.execute("select 1")  # in a transaction: it keeps the only server connection
             outcome = await invoke(fleet)

@@ -183,7 +183,7 @@ def test_options_of_the_handler_hold_for_the_engines_transactions(engine: sqlalc
 def test_statements_end_with_the_invocation(engine: sqlalchemy.Engine) -> None:
     """A statement gets the invocation's remaining time, in a transaction and in AUTOCOMMIT; then none is sent."""
 
-    @warm_connection(transaction=False, deadline_margin_ms=0)
+    @warm_connection(transaction=False, deadline_margin_ms=1_000)
     def handler(event: str, context: object) -> None:
         with engine.connect().execution_options(isolation_level=event) as connection:
             with pytest.raises(OperationalError) as caught:
@@ -198,14 +198,14 @@ def test_statements_end_with_the_invocation(engine: sqlalchemy.Engine) -> None:
 
     for level in ("READ COMMITTED", "AUTOCOMMIT"):
         pid_of(engine)  # what an engine asks once is not within the deadline
-        handler(level, Context(remaining_ms=300))
+        handler(level, Context(remaining_ms=1_300))
     assert pid_of(engine)  # no deadline outside
 
 
 def test_late_statement_of_a_replaced_connection_is_cancelled(engine: sqlalchemy.Engine, admin: Admin) -> None:
     """After the connection was replaced in the middle of an invocation, its watchdog minds the new one."""
 
-    @warm_connection(transaction=False, deadline_margin_ms=0)
+    @warm_connection(transaction=False, deadline_margin_ms=1_000)
     def handler(event: object, context: object, connection: psycopg.Connection[Any]) -> None:
         terminate(admin, connection.info.backend_pid)
         with engine.connect() as replaced:
@@ -216,4 +216,4 @@ def test_late_statement_of_a_replaced_connection_is_cancelled(engine: sqlalchemy
         assert current_connection().autocommit
 
     pid_of(engine)
-    handler({}, Context(remaining_ms=1_000))
+    handler({}, Context(remaining_ms=2_000))

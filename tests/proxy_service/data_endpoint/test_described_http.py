@@ -45,7 +45,6 @@ ABOUT_ELSEWHERE = ("database", "schema", "transactionId")
 BOUNDED = settings(
     max_examples=12,
     derandomize=True,
-    deadline=None,
     database=None,
     phases=[Phase.generate],  # a request is small as it is
     suppress_health_check=list(HealthCheck),

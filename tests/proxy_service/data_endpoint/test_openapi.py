@@ -115,7 +115,7 @@ def test_requests_by_the_description_are_read(operation: Any) -> None:
     schema = schemathesis.openapi.from_dict(json.loads(document()))
     refused: list[str] = []
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck), database=None)
     @given(case=schema[operation.path]["POST"].as_strategy())
     def is_read(case: Any) -> None:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import pq
 
@@ -28,7 +28,7 @@ TYPES = {
     "stringValue": ("x", "text"),
     "blobValue": ("AAE=", "bytea"),
 }
-FUZZED = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FUZZED = settings(max_examples=100)
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 LONGS = st.integers(-LARGEST - 1, LARGEST)
 DOUBLES = st.floats(width=64)

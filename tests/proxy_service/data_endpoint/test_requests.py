@@ -345,7 +345,7 @@ JSON = st.recursive(
 MEMBERS = sorted({name for each in PATHS for name in MODEL.operation_model(each).input_shape.members})
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(path=st.sampled_from(sorted(PATHS.values())), members=st.dictionaries(st.sampled_from(MEMBERS), JSON))
 def test_no_json_is_more_than_a_clear_error(path: str, members: dict[str, Any]) -> None:
     """Whatever a member holds, it is either read or BadRequestException."""
@@ -353,7 +353,7 @@ def test_no_json_is_more_than_a_clear_error(path: str, members: dict[str, Any]) 
         assert error_of(path, json.dumps(body).encode()) in {"", "BadRequestException"}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.recursive(JSON, lambda inner: st.dictionaries(st.sampled_from(sorted(FIELDS)), inner), max_leaves=6))
 def test_no_value_is_more_than_a_clear_error(field: Any) -> None:
     """The members of a value in any order and depth."""
@@ -361,7 +361,7 @@ def test_no_value_is_more_than_a_clear_error(field: Any) -> None:
     assert error_of("/Execute", body) in {"", "BadRequestException"}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.binary() | st.text().map(str.encode))
 def test_no_bytes_are_more_than_a_clear_error(body: bytes) -> None:
     """Bytes that are no JSON, or no request, are told so."""

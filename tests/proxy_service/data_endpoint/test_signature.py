@@ -292,7 +292,7 @@ PATHS = st.lists(
 QUERIES = st.lists(st.tuples(st.text("abcXY-_.~", max_size=4), st.text("01%&=+ é", max_size=4)), max_size=4)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     method=st.sampled_from(["POST", "GET", "PUT"]),
     path=PATHS,
@@ -323,14 +323,14 @@ def test_what_botocore_signs_is_verified(
     assert refusal(request, Caller(NAME, "main", password + "x")).startswith(MISMATCH)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(authorization=st.text(st.characters(codec="latin-1")) | st.from_regex(r"AWS4-HMAC-SHA256 [ -~]{0,80}"))
 def test_no_authorization_header_breaks_the_endpoint(authorization: str) -> None:
     """Whatever is in the header, the answer is AccessDeniedException."""
     refusal(changed(signed(), authorization=authorization))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_one_changed_character_of_the_signature_is_refused(data: st.DataObject) -> None:
     """No digit of the signature goes unread."""

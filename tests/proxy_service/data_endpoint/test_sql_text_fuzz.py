@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import pq
 
@@ -68,7 +68,7 @@ GAPS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(st.lists(st.tuples(GAPS, CONSTANTS | PARAMETERS, GAPS), min_size=1, max_size=8))
 def test_constants_and_parameters_keep_their_values(
     connection: pq.PGconn, columns: list[tuple[str, Item, str]]
@@ -85,7 +85,7 @@ def test_constants_and_parameters_keep_their_values(
     assert values_of(connection, f"select {','.join(parts)}", *parameters) == [item[1] for _, item, _ in columns]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 def test_any_text_is_read_as_postgresql_scans_it(sql: str) -> None:
     """In any soup of tokens every number that we write is a parameter to PostgreSQL, and no other colon was touched."""

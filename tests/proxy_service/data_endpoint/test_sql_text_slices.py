@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pglast import parser
 
@@ -69,7 +69,7 @@ def larger(inner: st.SearchStrategy[Tokens]) -> st.SearchStrategy[Tokens]:
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(st.recursive(ATOMS, larger, max_leaves=12))
 def test_colons_between_operands_separate(tokens: Tokens) -> None:
     """In any expression the parameters are replaced and the other colons are kept, and PostgreSQL can parse it."""

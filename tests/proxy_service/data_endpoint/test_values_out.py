@@ -201,7 +201,7 @@ def connection(postgres: EmbeddedPostgres) -> Iterator[psycopg.Connection[Any]]:
 def test_scalars_come_back_as_psycopg_reads_them(connection: psycopg.Connection[Any], out: Answers, kind: str) -> None:
     """Whatever a column of several rows holds, its Fields mean what psycopg reads from the same result."""
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=20)
     @given(values=st.lists(st.none() | SCALARS[kind], min_size=1, max_size=5))
     def check(values: list[Any]) -> None:
         rows = ", ".join([f"(%s::{kind})"] * len(values))
@@ -238,7 +238,7 @@ def test_arrays_come_back_as_psycopg_reads_them(
 ) -> None:
     """Arrays of any depth, with NULLs and any text, have psycopg's items; the empty one has its member too."""
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=20)
     @given(array=nested(SCALARS[kind]))
     @example(array=[])
     @example(array=[None])
@@ -256,7 +256,7 @@ def test_arrays_come_back_as_psycopg_reads_them(
 
 
 @given(document=DOCUMENTS, indent=st.sampled_from([None, 0, 3]))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_json_is_compact_and_the_same(document: Any, indent: int | None, out: Answers) -> None:
     """However a document is spaced it comes back without spaces between its tokens and else unchanged."""
     result = out.result("SELECT $1::json", [json.dumps(document, indent=indent, ensure_ascii=False).encode()])
