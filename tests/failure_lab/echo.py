@@ -24,13 +24,17 @@ for line in sys.stdin:
     begun = time.monotonic()
     try:
         if command == "connect":
-            host, port, seconds, user_timeout_ms = arguments
+            host, port, seconds = arguments
             connection = socket.socket()
             connection.settimeout(seconds)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.connect((host, port))
             result = "connected"
+        elif command == "limit":
+            seconds, user_timeout_ms = arguments
+            connection.settimeout(seconds)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+            result = "limited"
         elif command == "echo":
             data = os.urandom(arguments[0])
             connection.sendall(data)
@@ -72,9 +76,13 @@ class Client:
         result, self.seconds = json.loads(self.process.stdout.readline())
         return result
 
-    def connect(self, way: tuple[str, int], seconds: float = 10.0, user_timeout_ms: int = 0) -> object:
+    def connect(self, way: tuple[str, int], seconds: float = 10.0) -> object:
         """Connect; `seconds` is also the longest wait for an answer later."""
-        return self.tell("connect", *way, seconds, user_timeout_ms)
+        return self.tell("connect", *way, seconds)
+
+    def limit(self, seconds: float, user_timeout_ms: int) -> None:
+        """Wait no longer than that for what this connection sends and receives from now on."""
+        assert self.tell("limit", seconds, user_timeout_ms) == "limited"
 
     def __enter__(self) -> Self:
         return self

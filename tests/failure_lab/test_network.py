@@ -63,9 +63,9 @@ def client(network: LabNetwork, server: EchoServer, task: Node) -> Iterator[Clie
         yield running
 
 
-def patience(network: LabNetwork) -> float:
-    """Return how long a client waits: where TCP itself learns of silence, so long that it does so first."""
-    return LONG_SECONDS if network.loses_packets else 0.5
+def expect_silence(network: LabNetwork, client: Client) -> None:
+    """Let the client wait shortly from now on; where TCP itself learns of silence, so long that it does so first."""
+    client.limit(LONG_SECONDS if network.loses_packets else 0.5, USER_TIMEOUT_MS)
 
 
 def is_unanswered(network: LabNetwork, client: Client, way: tuple[str, int]) -> bool:
@@ -105,9 +105,8 @@ def test_silent_way_is_silent_for_tcp(network: LabNetwork, server: EchoServer, c
     """On a silent way the kernel's own timeout ends a connection, a new one gets no answer, and others go on."""
     way = way_to_server(network, server, task)
     with Client(task) as second, Client(network.node("functions")) as elsewhere:
-        client.connect(way, patience(network), USER_TIMEOUT_MS)
-        assert client.tell("echo", 10) == 10
         with network.silence(task, network.node("primary")):
+            expect_silence(network, client)
             client.begin("echo", 10)
             assert elsewhere.connect(way_to_server(network, server, network.node("functions"))) == "connected"
             assert elsewhere.tell("echo", 10) == 10
@@ -149,7 +148,7 @@ def test_nodes_that_share_a_namespace_are_impaired_too(
     primary = network.node("primary")
     way = way_to_server(network, server, functions)
     with Client(functions) as client:
-        assert client.connect(way, patience(network), USER_TIMEOUT_MS) == "connected"
+        assert client.connect(way) == "connected"
         assert client.tell("echo", 1_000_000) == 1_000_000
         with network.impair(functions, primary, delay_seconds=0.03):
             assert client.tell("echo", 10) == 10
@@ -157,10 +156,12 @@ def test_nodes_that_share_a_namespace_are_impaired_too(
             assert client.tell("echo", 1_000_000) == 1_000_000
         assert client.tell("echo", 1_000_000) == 1_000_000
         with network.silence(functions, primary):
+            expect_silence(network, client)
             assert client.tell("echo", 10) == "TimeoutError"
-        assert client.connect(way, patience(network), USER_TIMEOUT_MS) == "connected"
+        assert client.connect(way) == "connected"
         assert client.tell("echo", 10) == 10
         network.forget(functions, primary)
+        expect_silence(network, client)
         assert client.tell("echo", 10) == "TimeoutError"
         assert client.connect(way) == "connected"
         assert client.tell("echo", 10) == 10
@@ -200,9 +201,8 @@ def test_forgotten_connections_are_silent_and_new_ones_work(
 ) -> None:
     """What is connected loses everything from now on, and a new connection between the same two works."""
     way = way_to_server(network, server, task)
-    client.connect(way, patience(network), USER_TIMEOUT_MS)
-    client.tell("echo", 10)
     network.forget(task, network.node("primary"))
+    expect_silence(network, client)
     assert client.tell("echo", 10) == "TimeoutError"
     assert client.connect(way) == "connected"
     assert client.tell("echo", 10) == 10

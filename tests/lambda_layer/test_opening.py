@@ -120,8 +120,8 @@ async def test_lambda_never_ends_an_invocation_for_a_mute_database(tmp_path: Pat
     """
     (tmp_path / "app.py").write_text(textwrap.dedent(source))
     variables = {names.HOST: "127.0.0.1", names.PORT: str(mute_port), names.USER: "u", names.PASSWORD: "hush"}
-    variables |= {names.SSLMODE: "disable", names.CONNECT_TIMEOUT_SECONDS: "60", names.DEADLINE_MARGIN_MS: "700"}
-    async with Fleet("app:handler", tmp_path, variables, start_method="process", timeout_seconds=1.5) as fleet:
+    variables |= {names.SSLMODE: "disable", names.CONNECT_TIMEOUT_SECONDS: "60", names.DEADLINE_MARGIN_MS: "3000"}
+    async with Fleet("app:handler", tmp_path, variables, start_method="process", timeout_seconds=4) as fleet:
         outcomes = [await fleet.invoke(b"{}") for _ in range(2)]
     assert [(each.status, each.error_type) for each in outcomes] == [("failed", "ConnectionUnavailable")] * 2
     assert "hush" not in str(outcomes)

@@ -113,11 +113,15 @@ def test_name_that_the_settings_allow_is_one_for_pgbouncer(watched_proxy: MakePr
 def test_wrong_database_password_is_refused_and_logged(watched_proxy: MakeProxy) -> None:
     """With a wrong password for the database the proxy runs on, says so in the log and refuses clients in time."""
     proxy = watched_proxy(database_password="wrong-" + OTHER_SECRET, query_wait_seconds=1).start_ready()
-    with pytest.raises(
-        psycopg.OperationalError, match="password authentication failed|query_wait_timeout|server login"
-    ):
-        psycopg.connect(proxy.conninfo(), connect_timeout=20)
-    wait_until("the wrong password was not logged", lambda: "password authentication failed" in proxy.printed())
+
+    def refused_and_logged() -> bool:
+        with pytest.raises(
+            psycopg.OperationalError, match="password authentication failed|query_wait_timeout|server login"
+        ):
+            psycopg.connect(proxy.conninfo(), connect_timeout=20)
+        return "password authentication failed" in proxy.printed()
+
+    wait_until("the wrong password was not logged", refused_and_logged)
     assert proxy.exit_code() is None
 
 
