@@ -202,11 +202,11 @@ def arn(aws: SimulatedAws, server: EmbeddedPostgres, request: pytest.FixtureRequ
 async def test_rotation_under_load_fails_no_client(
     pgbouncer_program: PgbouncerProgram, server: EmbeddedPostgres, aws: SimulatedAws, calls: AwsCalls, arn: str
 ) -> None:
-    """Twenty busy clients, server connections that live for 2 s, a new password: failed logins, no failed client.
+    """Twenty busy clients, server connections that live for 4 s, a new password: failed logins, no failed client.
 
     First as Secrets Manager rotates, AWSPENDING before the database; then as people do, the secret long after it.
     """
-    async with kept_pool(pgbouncer_program, server, calls, arn, 60, server_lifetime="2") as pool:
+    async with kept_pool(pgbouncer_program, server, calls, arn, 60, server_lifetime="4") as pool:
         workers = [asyncio.create_task(pool.work()) for _ in range(CLIENTS)]
         for password, stage, failures_before_the_secret in (("first", "AWSPENDING", 0), ("second", "AWSCURRENT", 18)):
             await pool.until("the pool did not fill", lambda: has_servers(pool))

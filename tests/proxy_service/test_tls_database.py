@@ -19,7 +19,7 @@ from emberpool_local.postgres.program import find_postgres
 from emberpool_local.postgres.server import EmbeddedPostgres
 from emberpool_proxy.database_login import log_in
 from emberpool_proxy.errors import CertificateUnusable
-from emberpool_proxy.pgbouncer.log_lines import ServerUnreachable, event_of
+from emberpool_proxy.pgbouncer.log_lines import Event, ServerUnreachable, event_of
 from emberpool_proxy.settings import ProxySettings, SettingsInvalid
 from emberpool_proxy.tls.authority import AUTHORITY_VALID_FOR, Authority, utc_now
 from emberpool_proxy.tls.database_tls import DatabaseTlsFaults, check_database_tls
@@ -149,12 +149,13 @@ def test_fault_is_refused_and_said_once(
     host = ELSEWHERE if fault == "wrong name" else "127.0.0.1"
     faults = DatabaseTlsFaults(settings(server_tls_ca_file=str(folder / file)))
     with pool(pgbouncer_program, server, folder / file, host) as running:
-        with pytest.raises(psycopg.OperationalError, match="query_wait_timeout"):
-            psycopg.connect(running.conninfo()).close()
-        events = [event for line in running.log_lines() if (event := event_of(line))]
+        events: list[Event] = []
+        while sum(isinstance(event, ServerUnreachable) for event in events) <= 2:  # a slow machine tries less often
+            with pytest.raises(psycopg.OperationalError, match="query_wait_timeout"):
+                psycopg.connect(running.conninfo()).close()
+            events = [event for line in running.log_lines() if (event := event_of(line))]
     for event in events:
         faults.saw(0, event)
-    assert len([event for event in events if isinstance(event, ServerUnreachable)]) > 2
     (line,) = said()
     assert words.format(folder=folder) in line
     assert "nothing is sent unverified" in line
