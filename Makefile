@@ -35,6 +35,10 @@ test: dev node ## run every test (ARGS="-k budget" …)
 explore: dev node ## run the property tests with examples that are new each time
 	@$(BIN)/pytest -n 2 -m hypothesis --hypothesis-profile=explore $(ARGS)
 
+.PHONY: stalls
+stalls: dev node ## run the tests while all of their processes stall at random (ARGS="--stall-seed 7 tests/whole_path" …)
+	@$(BIN)/python -m tests.stalls $(ARGS)
+
 .PHONY: lint
 lint: dev ## check style, formatting, imports and shell scripts
 	@$(BIN)/ruff check
