@@ -25,7 +25,7 @@ ResultT = TypeVar("ResultT")
 # A handler that raises inside `for row in cursor.stream(...)` leaves the stream open: its traceback holds it.
 ROLLBACK_PATIENCE_SECONDS = 0.05
 ROLLBACK_SECONDS = 0.05  # when the invocation's time is nearly over
-# A process that got no processor until all of its time was over still asks the server to cancel, and waits so long.
+# A watchdog that got no processor in time still asks the server to cancel, and waits at least so long for the end.
 LATE_CANCEL_SECONDS = 0.05
 LONGEST_CHAIN = 8  # of errors that wrap each other
 
@@ -193,7 +193,8 @@ class Invocation:
             return
         now = time.time()
         if self._gives_up_at is None:
-            self._gives_up_at = max(self._deadline.last_answer_at, now + LATE_CANCEL_SECONDS)
+            is_late = now > self._deadline.last_start_at
+            self._gives_up_at = max(self._deadline.last_answer_at, now + LATE_CANCEL_SECONDS if is_late else 0.0)
         if now >= self._gives_up_at:
             if connection.give_up():
                 telemetry.given_up()
