@@ -216,4 +216,4 @@ def test_late_statement_of_a_replaced_connection_is_cancelled(engine: sqlalchemy
         assert current_connection().autocommit
 
     pid_of(engine)
-    handler({}, Context(remaining_ms=2_000))
+    handler({}, Context(remaining_ms=3_000))
